@@ -1,0 +1,67 @@
+"""Training objectives as functions of embeddings. Every input row has unit length unless said otherwise.
+
+Shape letters: B rows, M width, P passages per query, G rows of one task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from polyvec.model.pooling import truncate
+
+
+def info_nce(queries: Tensor, passages: Tensor, *, temperature: float) -> Tensor:
+    """In-batch InfoNCE in nats: passages[i] answers queries[i], every other row is a negative. (B, M), (P, M), P >= B.
+
+    Rows of ``passages`` beyond the first B are hard negatives, shared by all queries (arXiv 2409.10173, section 4.3).
+    """
+    logits = queries @ passages.T / temperature  # (B, P)
+    return F.cross_entropy(logits, torch.arange(len(queries), device=logits.device))
+
+
+def pair_loss(queries: Tensor, passages: Tensor, *, temperature: float) -> Tensor:
+    """InfoNCE in both directions: the pair-training loss of arXiv 2409.10173, section 4.2. (B, M) twice."""
+    return info_nce(queries, passages, temperature=temperature) + info_nce(passages, queries, temperature=temperature)
+
+
+def class_loss(anchors: Tensor, positives: Tensor, negatives: Tensor, *, temperature: float) -> Tensor:
+    """The triplet loss of the classification adapter (arXiv 2409.10173, section 4.3; Gecko, arXiv 2403.20327).
+
+    Anchors meet every positive and every negative of the batch; positives meet the anchors alone.
+    (B, M), (B, M), (B * 7, M) -> nats.
+    """
+    forward = info_nce(anchors, torch.cat((positives, negatives)), temperature=temperature)
+    return forward + info_nce(positives, anchors, temperature=temperature)
+
+
+def cosent(scores: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
+    """CoSENT (arXiv 2409.10173, eq. 3): log(1 + sum exp((s_j - s_i) / temperature)) over pairs graded i above j.
+
+    ``scores`` (B,) cosines of the pairs, ``targets`` (B,) their grades; only the order of the grades matters.
+    """
+    gaps = (scores.unsqueeze(0) - scores.unsqueeze(1)) / temperature  # gaps[i, j] = (s_j - s_i) / temperature
+    wrong = gaps.masked_fill(targets.unsqueeze(1) <= targets.unsqueeze(0), float("-inf"))
+    return torch.logsumexp(torch.cat((wrong.flatten(), wrong.new_zeros(1))), dim=0)
+
+
+def separation_loss(embeddings: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
+    """CoSENT over every two texts of a batch: same label above different label (arXiv 2409.10173, section 4.3)."""
+    first, second = torch.triu_indices(len(labels), len(labels), offset=1, device=labels.device)
+    cosines = (embeddings @ embeddings.T)[first, second]
+    return cosent(cosines, (labels[first] == labels[second]).float(), temperature=temperature)
+
+
+def distillation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean cosine distance to the teacher's vector of the same text. (B, M) twice -> 0..2."""
+    return (1.0 - (student * teacher).sum(dim=-1)).mean()
+
+
+def matryoshka(
+    loss: Callable[..., Tensor], *embeddings: Tensor, dims: Sequence[int], **options: float | Tensor
+) -> Tensor:
+    """Mean of ``loss`` over each width in ``dims``, every side cut and renormalised (arXiv 2205.13147)."""
+    return torch.stack([loss(*(truncate(e, dim) for e in embeddings), **options) for dim in dims]).mean()

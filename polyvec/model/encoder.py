@@ -1,0 +1,170 @@
+"""The encoder: XLM-RoBERTa with rotary positions, post-layer-norm, and an adapter choice per text.
+
+The forward pass reads top to bottom like the paper's figure (arXiv 2409.10173, figure 1). Rows are packed: the texts
+of a batch lie end to end in one (N,) row of ids, and ``cu_seqlens`` says where each begins.
+
+Shape letters: B texts, N packed tokens, D hidden width, H heads, K head width, F feed-forward width, A adapters, R rank.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from polyvec.errors import InputError
+from polyvec.model.attention import packed_attention
+from polyvec.model.config import ModelConfig
+from polyvec.model.lora import Adapted, AdaptedEmbedding, AdaptedLinear, adapter_gate, has_adapters
+from polyvec.model.rotary import rotary_table, rotate
+
+
+def _linear(config: ModelConfig, in_features: int, out_features: int) -> AdaptedLinear:
+    return AdaptedLinear(in_features, out_features, len(config.tasks), config.lora_rank, config.lora_dropout)
+
+
+def _embedding(config: ModelConfig, num_embeddings: int) -> AdaptedEmbedding:
+    return AdaptedEmbedding(
+        num_embeddings, config.hidden_size, len(config.tasks), config.lora_rank, config.lora_dropout
+    )
+
+
+class Embeddings(nn.Module):
+    """Word row plus token-type row, then layer norm. There is no position table: positions are rotary."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.word_embeddings = _embedding(config, config.vocab_size)
+        self.token_type_embeddings = _embedding(config, config.type_vocab_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, input_ids: Tensor, gate: Tensor | None) -> Tensor:
+        """(N,) ids -> (N, D)."""
+        # Every token is of type 0; the row is trained, so leaving it out would shift every state.
+        types = self.token_type_embeddings(torch.zeros_like(input_ids), gate)
+        return self.norm(self.word_embeddings(input_ids, gate) + types)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention within each packed text."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.qkv = _linear(config, config.hidden_size, 3 * config.hidden_size)
+        self.out = _linear(config, config.hidden_size, config.hidden_size)
+        self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
+        self.dropout = config.attention_probs_dropout_prob
+
+    def forward(self, x: Tensor, gate: Tensor | None, cu_seqlens: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        query, key, value = self.qkv(x, gate).view(len(x), 3, self.num_heads, self.head_dim).unbind(1)
+        query, key = rotate(query, *rotary), rotate(key, *rotary)
+        attended = packed_attention(query, key, value, cu_seqlens, self.dropout if self.training else 0.0)
+        return self.out(attended.flatten(1), gate)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers around the exact (erf) GELU."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.fc1 = _linear(config, config.hidden_size, config.intermediate_size)
+        self.fc2 = _linear(config, config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x, gate)), gate)
+
+
+class Layer(nn.Module):
+    """Post-layer-norm block: x = LN(x + Attention(x)); x = LN(x + FeedForward(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = FeedForward(config)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor, gate: Tensor | None, cu_seqlens: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        x = self.attention_norm(x + self.dropout(self.attention(x, gate, cu_seqlens, rotary)))
+        return self.mlp_norm(x + self.dropout(self.mlp(x, gate)))
+
+
+class Encoder(nn.Module):
+    """The stack, with all adapters resident. Weights are random until loaded (``polyvec.model.weights``)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        # In every published checkpoint, and not used for embeddings: kept so that a checkpoint leaves as it came.
+        self.pooler = _linear(config, config.hidden_size, config.hidden_size)
+        self.pooler.requires_grad_(False)
+        self.gradient_checkpointing = False  # recompute each layer in the backward pass: less memory, a third more work
+        self.merged_task: int | None = None
+        for module in self.modules():
+            if isinstance(module, Adapted):
+                nn.init.normal_(module.weight, std=config.initializer_range)
+
+    @property
+    def lora_scale(self) -> float:
+        return self.config.lora_alpha / self.config.lora_rank
+
+    def forward(self, input_ids: Tensor, cu_seqlens: Tensor, task_ids: Tensor) -> Tensor:
+        """Return (N, D) token states for (N,) packed ids, (B+1,) int32 text offsets and (B,) adapter ids.
+
+        An adapter id of -1 takes the base weights. Raises ``InputError`` when an adapter is merged and a text asks
+        for another.
+        """
+        lengths = cu_seqlens.diff()
+        starts = torch.repeat_interleave(cu_seqlens[:-1], lengths)
+        position_ids = torch.arange(len(input_ids), device=input_ids.device) - starts
+        rotary = rotary_table(position_ids, self.config.head_dim, self.config.rope_theta)
+        gate = self._gate(task_ids, lengths)
+        x = self.dropout(self.embeddings(input_ids, gate))
+        for layer in self.layers:
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(layer, x, gate, cu_seqlens, rotary, use_reentrant=False)
+            else:
+                x = layer(x, gate, cu_seqlens, rotary)
+        return x
+
+    def _gate(self, task_ids: Tensor, lengths: Tensor) -> Tensor | None:
+        if self.merged_task is not None:
+            if bool((task_ids != self.merged_task).any()):
+                raise InputError(
+                    f"task ids must all be {self.merged_task} while that adapter is merged, got {task_ids.tolist()}; "
+                    "call unmerge() first"
+                )
+            return None
+        if not has_adapters(task_ids):
+            return None
+        config = self.config
+        token_task_ids = torch.repeat_interleave(task_ids, lengths)
+        dtype = self.embeddings.word_embeddings.weight.dtype
+        return adapter_gate(token_task_ids, len(config.tasks), config.lora_rank, self.lora_scale, dtype)
+
+    def merge(self, task_id: int) -> None:
+        """Add one task's adapter into the weights: the same vectors for less work, for that task alone."""
+        if self.merged_task is not None:
+            raise InputError(
+                f"one adapter at a time can be merged, adapter {self.merged_task} is; call unmerge() first"
+            )
+        if not 0 <= task_id < len(self.config.tasks):
+            raise InputError(f"task_id must lie between 0 and {len(self.config.tasks) - 1}, got {task_id}")
+        for module in self.modules():
+            if isinstance(module, Adapted):
+                module.merge(task_id, self.lora_scale)
+        self.merged_task = task_id
+
+    def unmerge(self) -> None:
+        """Undo ``merge``, bit for bit."""
+        if self.merged_task is None:
+            raise InputError("unmerge() needs a merged adapter, got none; call merge(task_id) first")
+        for module in self.modules():
+            if isinstance(module, Adapted):
+                module.unmerge()
+        self.merged_task = None

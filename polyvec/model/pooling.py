@@ -1,0 +1,25 @@
+"""From token states to embeddings: average, keep the first components, rescale, in that order.
+
+Shape letters: B texts, N packed tokens, D width, M kept width, C spans.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mean_pool(hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Average each text's tokens, ``<s>``, prompt and ``</s>`` included. (N, D), (B+1,) -> (B, D) in float32."""
+    lengths = cu_seqlens.diff()
+    rows = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+    # Summed text by text, never by differences of a running sum: a neighbour's size must not cost precision.
+    sums = hidden_states.new_zeros((len(lengths), hidden_states.shape[-1]), dtype=torch.float32)
+    sums = sums.index_add(0, rows, hidden_states.float())
+    return sums / lengths.unsqueeze(-1)
+
+
+def truncate(embeddings: Tensor, dim: int) -> Tensor:
+    """Keep the first ``dim`` components and rescale to unit length. (B, D) -> (B, M)."""
+    return F.normalize(embeddings[:, :dim], dim=-1)  # cutting alone leaves norms below 1

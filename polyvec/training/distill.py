@@ -1,0 +1,101 @@
+"""Multilingual distillation (arXiv 2004.09813): a text and its translations learn the teacher's vector of the English.
+
+Two steps, because the word table holds most of the parameters and least of the arithmetic:
+
+1. ``StaticStudent``: the table alone, every token normalised and averaged. A hundred times cheaper a token than the
+   encoder, so it sees the whole corpus many times.
+2. ``grow``: the same function as an encoder whose blocks start as the identity, to be trained from there.
+
+Shape letters: B texts, N packed tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from polyvec.data.tokenized import TokenizedTexts
+from polyvec.losses import distillation, info_nce, matryoshka
+from polyvec.model.config import ModelConfig
+from polyvec.model.encoder import Encoder, Layer
+
+
+class StaticStudent(nn.Module):
+    """The encoder without its layers: layer-normalised word rows, averaged, then one affine map per component."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.table = nn.Parameter(torch.randn(config.vocab_size, config.hidden_size))
+        self.scale = nn.Parameter(torch.ones(config.hidden_size))
+        self.shift = nn.Parameter(torch.zeros(config.hidden_size))
+
+    def forward(self, input_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """(N,) packed ids -> (B, D) averages."""
+        # The whole table is normalised, not each token: a batch holds more tokens than the table has rows.
+        rows = F.layer_norm(self.table, self.table.shape[-1:], eps=self.config.layer_norm_eps)
+        return F.embedding_bag(input_ids, rows, cu_seqlens[:-1].long(), mode="mean") * self.scale + self.shift
+
+
+def co_occurrence_table(
+    texts: TokenizedTexts, targets: NDArray[np.float32], rows: NDArray[np.int64], vocab_size: int
+) -> Tensor:
+    """Return a first (V, D) table: each token's row is the mean target of the texts that hold it, less the mean of all.
+
+    ``rows[i]`` is the target of text i. One pass over the corpus, and every training step after it starts from here.
+    A token that no text holds gets a small random row.
+    """
+    sums = torch.zeros(vocab_size, targets.shape[1])
+    counts = torch.zeros(vocab_size)
+    for start in range(0, len(texts), 50_000):
+        part = range(start, min(start + 50_000, len(texts)))
+        ids, cu_seqlens = texts.pack(part)
+        of_token = np.repeat(rows[start : start + len(part)], cu_seqlens.diff().numpy())
+        sums.index_add_(0, ids, torch.from_numpy(targets[of_token]))
+        counts.index_add_(0, ids, torch.ones(len(ids)))
+    mean = sums.sum(dim=0) / counts.sum()
+    table = sums / counts.clamp_min(1).unsqueeze(-1) - mean
+    return torch.where(counts.unsqueeze(-1) > 0, table, 0.01 * torch.randn_like(table))
+
+
+@torch.no_grad()
+def grow(student: StaticStudent) -> Encoder:
+    """Return an encoder that computes exactly what ``student`` does.
+
+    Each block's output projections start at zero, so x = LN(x + 0); layer norm of a normalised row is that row; and
+    the last norm takes over the affine map.
+    """
+    encoder = Encoder(student.config)
+    encoder.embeddings.word_embeddings.weight.copy_(student.table)
+    encoder.embeddings.token_type_embeddings.weight.zero_()
+    for layer in encoder.layers:
+        assert isinstance(layer, Layer)
+        layer.attention.out.weight.zero_()
+        layer.mlp.fc2.weight.zero_()
+        # Queries and keys wide enough that attention has a gradient to follow; 0.02 at this width leaves it uniform.
+        nn.init.xavier_uniform_(layer.attention.qkv.weight)
+        nn.init.xavier_uniform_(layer.mlp.fc1.weight)
+    last = encoder.layers[-1]
+    assert isinstance(last, Layer)
+    last.mlp_norm.weight.copy_(student.scale)
+    last.mlp_norm.bias.copy_(student.shift)
+    return encoder
+
+
+def distillation_loss(
+    embeddings: Tensor, targets: Tensor, *, dims: Sequence[int], contrast: float, temperature: float
+) -> Tensor:
+    """Cosine distance to the targets plus ``contrast`` times InfoNCE against them, averaged over the widths.
+
+    The distance alone lets short widths drift together; InfoNCE keeps texts of a batch apart, which is what bitext
+    retrieval asks for. Targets of one batch must be of different texts. (B, D) twice.
+    """
+    loss = matryoshka(distillation, embeddings, targets, dims=dims)
+    if contrast:
+        loss = loss + contrast * matryoshka(info_nce, embeddings, targets, dims=dims, temperature=temperature)
+    return loss

@@ -1,0 +1,185 @@
+"""polyvec-mini: the whole run, stage by stage, as it was trained.
+
+    python -m recipes.mini prepare --data DATA --teachers FOLDER... --work WORK
+    python -m recipes.mini static  --work WORK --steps 800
+    python -m recipes.mini distil  --work WORK --steps 600
+
+DATA holds ``train/parallel.parquet`` (en, text, lang, source), ``train/pairs.parquet`` and the other files that its
+README describes. Each teacher folder holds ``tokenizer.json`` and ``onnx/model.onnx``. Every stage reads what the one
+before left in WORK.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import typer
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polyvec.data.tokenized import TokenizedTexts
+from polyvec.model.config import mini
+from polyvec.model.pooling import mean_pool
+from polyvec.model.weights import load_encoder, save_encoder
+from polyvec.tasks import NO_ADAPTER
+from polyvec.text.tokenizer import Tokenizer
+from polyvec.training.distill import StaticStudent, co_occurrence_table, distillation_loss, grow
+from polyvec.training.loop import Schedule, train
+from polyvec.training.teachers import OnnxTeacher, combine
+from polyvec.training.vocabulary import balanced_sample, train_unigram
+
+app = typer.Typer(help="Train polyvec-mini.", no_args_is_help=True)
+Work = Annotated[Path, typer.Option(help="Folder of this run.")]
+
+#: How often a source is drawn against its size: interface strings are many, short and formulaic.
+SOURCE_WEIGHTS = {"tatoeba": 2.0, "odoo": 0.6, "libreoffice-help": 0.7, "ms-edgeai-beginners": 0.5, "ms-iot-beginners": 0.5}
+MAX_CHARACTERS = 400  # longer paragraphs cost most of the teacher's time and are cut by its context anyway
+SMALLEST_LANGUAGE = 300_000  # characters; below it a language takes characters from the table and gives nothing
+_WORD = re.compile(r"[^\W\d_]{2}")
+
+
+@app.command()
+def prepare(
+    data: Annotated[Path, typer.Option(help="Folder with train/*.parquet.")],
+    teachers: Annotated[list[Path], typer.Option(help="Teacher folders; their cosines are averaged.")],
+    work: Work,
+) -> None:
+    """Train the vocabulary, embed the English side with the teachers, tokenise everything."""
+    work.mkdir(parents=True, exist_ok=True)
+    parallel = pq.read_table(data / "train/parallel.parquet").to_pydict()
+    vocabulary(data, parallel, work / "tokenizer.json")
+    english = english_texts(data, parallel["en"])
+    targets = combine([OnnxTeacher(t, max_tokens=128).encode(english, batch_tokens=2048) for t in teachers], width=384)
+    np.save(work / "targets.npy", targets.astype(np.float16))
+    tokenise(parallel, english, work)
+
+
+def vocabulary(data: Path, parallel: dict[str, list[str]], path: Path) -> None:
+    """Train and write ``tokenizer.json`` on all running text of the languages that have enough of it."""
+    texts: dict[str, list[str]] = {"en": sorted(set(parallel["en"]))}
+    sources = [(parallel["lang"], parallel["text"])]
+    for name, columns in (("text", ["text"]), ("pairs", ["query", "passage"])):
+        table = pq.read_table(data / f"train/{name}.parquet").to_pydict()
+        sources += [(table["lang"], table[column]) for column in columns]
+    for langs, rows in sources:
+        for lang, row in zip(langs, rows, strict=True):
+            texts.setdefault(lang, []).append(row[:2000])
+    texts = {lang: rows for lang, rows in texts.items() if sum(map(len, rows)) > SMALLEST_LANGUAGE}
+    train_unigram(balanced_sample(texts, budget_chars=16_000_000), vocab_size=mini().vocab_size).save(str(path))
+
+
+def english_texts(data: Path, parallel_english: list[str]) -> list[str]:
+    """Return the English texts that the teachers embed: the parallel side, and general-domain text beside it."""
+    pairs = [r for r in pq.read_table(data / "train/pairs.parquet").to_pylist() if r["lang"] == "en"]
+    graded = [r for r in pq.read_table(data / "train/sts.parquet").to_pylist() if r["lang"] == "en"]
+    labelled = pq.read_table(data / "train/classification.parquet").to_pylist()
+    spoken = pq.read_table(data / "train/text.parquet").to_pylist()
+    texts = {t for t in parallel_english if len(t) <= MAX_CHARACTERS and _WORD.search(t)}
+    texts |= {r[side] for r in graded for side in ("text_a", "text_b")}
+    texts |= {r["text"] for r in labelled if r["lang"] == "en"}
+    texts |= {r["text"] for r in spoken if r["lang"] == "en" and r["source"] == "common-voice"}
+    texts |= {r["query"] for r in pairs}
+    chosen = np.random.default_rng(0).permutation(len(pairs))[:12_000]
+    return sorted(texts | {pairs[i]["passage"][:500] for i in chosen})
+
+
+def tokenise(parallel: dict[str, list[str]], english: list[str], work: Path) -> None:
+    """Write ids of every translation and of the English itself, with the row of the target that each one learns."""
+    tokenizer = Tokenizer.from_file(work / "tokenizer.json", vocab_size=mini().vocab_size, bos_token_id=0, eos_token_id=2)
+    row_of = {text: i for i, text in enumerate(english)}
+    kept = [i for i, text in enumerate(parallel["en"]) if text in row_of]
+    texts = [parallel["text"][i] for i in kept] + english
+    rows = [row_of[parallel["en"][i]] for i in kept] + list(range(len(english)))
+    weights = [SOURCE_WEIGHTS.get(parallel["source"][i], 1.0) for i in kept] + [1.0] * len(english)
+    TokenizedTexts.from_texts(texts, tokenizer, max_tokens=128).save(work / "texts.npz")
+    np.savez(work / "rows.npz", rows=np.array(rows), weights=np.array(weights, np.float32))
+
+
+class Distillation:
+    """Batches of texts with their teacher's targets; the texts of one batch all have different targets."""
+
+    def __init__(self, work: Path, batch_size: int, seed: int) -> None:
+        self.texts = TokenizedTexts.load(work / "texts.npz")
+        self.targets: NDArray[np.float32] = np.load(work / "targets.npy").astype(np.float32)
+        with np.load(work / "rows.npz") as arrays:
+            self.rows: NDArray[np.int64] = arrays["rows"]
+            self.edges = np.cumsum(arrays["weights"], dtype=np.float64)
+        self.batch_size, self.seed = batch_size, seed
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ids (N,), offsets (B+1,) and targets (B, D); a function of the step alone, so a run can resume."""
+        draws = np.random.default_rng((self.seed, step)).random(self.batch_size) * self.edges[-1]
+        chosen = np.searchsorted(self.edges, draws, side="right")
+        rows, first = np.unique(self.rows[chosen], return_index=True)
+        ids, cu_seqlens = self.texts.pack(chosen[first])
+        return ids, cu_seqlens, torch.from_numpy(self.targets[rows])
+
+
+@app.command()
+def static(work: Work, steps: int = 800, batch_size: int = 2048, learning_rate: float = 0.01) -> None:
+    """Stage 1: the word table alone."""
+    torch.manual_seed(0)
+    config = mini()
+    data = Distillation(work, batch_size, seed=1)
+    student = StaticStudent(config)
+    student.table.data.copy_(co_occurrence_table(data.texts, data.targets, data.rows, config.vocab_size) * 10)
+
+    def loss(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        ids, cu_seqlens, targets = batch
+        return distillation_loss(
+            student(ids, cu_seqlens), targets, dims=config.matryoshka_dims, contrast=0.1, temperature=0.05
+        )
+
+    groups = [([student.table], 1.0), ([student.scale, student.shift], 0.2)]
+    schedule = Schedule(steps=steps, learning_rate=learning_rate)
+    train(groups, data.batch, loss, schedule, log_path=work / "static.jsonl")
+    save_encoder(grow(student), work / "static")
+
+
+@app.command()
+def distil(
+    work: Work,
+    start: str = "static",
+    steps: int = 600,
+    batch_size: int = 192,
+    learning_rate: float = 1e-3,
+    save_every: int = 100,
+) -> None:
+    """Stage 2: the whole encoder, from the static one or from an earlier leg of this stage (``--start distil``)."""
+    torch.manual_seed(1)
+    encoder = load_encoder(work / start).train()
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # too few steps to overfit, and noise costs steps
+    for layer in encoder.layers:
+        layer.attention.dropout = 0.0  # type: ignore[assignment, union-attr]
+    data = Distillation(work, batch_size, seed=2)
+    table = [p for n, p in encoder.named_parameters() if n.startswith("embeddings.") and "lora" not in n]
+    layers = [p for n, p in encoder.named_parameters() if n.startswith("layers.") and "lora" not in n]
+
+    def loss(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        ids, cu_seqlens, targets = batch
+        no_task = torch.full((len(targets),), NO_ADAPTER)
+        embeddings = mean_pool(encoder(ids, cu_seqlens, no_task), cu_seqlens)
+        dims = encoder.config.matryoshka_dims
+        return distillation_loss(embeddings, targets, dims=dims, contrast=0.1, temperature=0.05)
+
+    def save(step: int) -> None:
+        if step % save_every == 0:
+            save_encoder(encoder, work / "distil")
+
+    groups = [(table, 0.3), (layers, 1.0)]
+    schedule = Schedule(steps=steps, learning_rate=learning_rate)
+    train(groups, data.batch, loss, schedule, log_path=work / "distil.jsonl", each_log=save)
+    save_encoder(encoder, work / "distil")
+    print(json.dumps({"stage": "distil", "steps": steps, "start": start}))
+
+
+if __name__ == "__main__":
+    app()
