@@ -28,16 +28,6 @@ def pair_loss(queries: Tensor, passages: Tensor, *, temperature: float) -> Tenso
     return info_nce(queries, passages, temperature=temperature) + info_nce(passages, queries, temperature=temperature)
 
 
-def class_loss(anchors: Tensor, positives: Tensor, negatives: Tensor, *, temperature: float) -> Tensor:
-    """The triplet loss of the classification adapter (arXiv 2409.10173, section 4.3; Gecko, arXiv 2403.20327).
-
-    Anchors meet every positive and every negative of the batch; positives meet the anchors alone.
-    (B, M), (B, M), (B * 7, M) -> nats.
-    """
-    forward = info_nce(anchors, torch.cat((positives, negatives)), temperature=temperature)
-    return forward + info_nce(positives, anchors, temperature=temperature)
-
-
 def cosent(scores: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
     """CoSENT (arXiv 2409.10173, eq. 3): log(1 + sum exp((s_j - s_i) / temperature)) over pairs graded i above j.
 

@@ -2,7 +2,8 @@
 
     python -m recipes.mini prepare --data DATA --teachers FOLDER... --work WORK
     python -m recipes.mini static  --work WORK --steps 800
-    python -m recipes.mini distil  --work WORK --steps 600
+    python -m recipes.mini distil  --work WORK --steps 720
+    python -m recipes.mini adapters --work WORK --data DATA --steps 100
 
 DATA holds ``train/parallel.parquet`` (en, text, lang, source), ``train/pairs.parquet`` and the other files that its
 README describes. Each teacher folder holds ``tokenizer.json`` and ``onnx/model.onnx``. Every stage reads what the one
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -23,12 +25,22 @@ import typer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyvec.data.sampling import GroupedSampler, LabelSampler
 from polyvec.data.tokenized import TokenizedTexts
 from polyvec.model.config import mini
+from polyvec.model.encoder import Attention, Encoder
 from polyvec.model.pooling import mean_pool
 from polyvec.model.weights import load_encoder, save_encoder
 from polyvec.tasks import NO_ADAPTER
 from polyvec.text.tokenizer import Tokenizer
+from polyvec.training.adapters import (
+    classification_step,
+    freeze_base,
+    retrieval_step,
+    separation_step,
+    text_encoder,
+    text_matching_step,
+)
 from polyvec.training.distill import StaticStudent, co_occurrence_table, distillation_loss, grow
 from polyvec.training.loop import Schedule, train
 from polyvec.training.teachers import OnnxTeacher, combine
@@ -91,7 +103,7 @@ def english_texts(data: Path, parallel_english: list[str]) -> list[str]:
 
 def tokenise(parallel: dict[str, list[str]], english: list[str], work: Path) -> None:
     """Write ids of every translation and of the English itself, with the row of the target that each one learns."""
-    tokenizer = Tokenizer.from_file(work / "tokenizer.json", vocab_size=mini().vocab_size, bos_token_id=0, eos_token_id=2)
+    tokenizer = open_tokenizer(work)
     row_of = {text: i for i, text in enumerate(english)}
     kept = [i for i, text in enumerate(parallel["en"]) if text in row_of]
     texts = [parallel["text"][i] for i in kept] + english
@@ -99,6 +111,21 @@ def tokenise(parallel: dict[str, list[str]], english: list[str], work: Path) -> 
     weights = [SOURCE_WEIGHTS.get(parallel["source"][i], 1.0) for i in kept] + [1.0] * len(english)
     TokenizedTexts.from_texts(texts, tokenizer, max_tokens=128).save(work / "texts.npz")
     np.savez(work / "rows.npz", rows=np.array(rows), weights=np.array(weights, np.float32))
+
+
+def open_tokenizer(work: Path) -> Tokenizer:
+    config = mini()
+    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+    return Tokenizer.from_file(work / "tokenizer.json", vocab_size=config.vocab_size, **ids)
+
+
+def switch_dropout_off(encoder: Encoder) -> None:
+    """Too few steps to overfit, and noise costs steps."""
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(module, Attention):
+            module.dropout = 0.0
 
 
 class Distillation:
@@ -154,11 +181,7 @@ def distil(
     """Stage 2: the whole encoder, from the static one or from an earlier leg of this stage (``--start distil``)."""
     torch.manual_seed(1)
     encoder = load_encoder(work / start).train()
-    for module in encoder.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0  # too few steps to overfit, and noise costs steps
-    for layer in encoder.layers:
-        layer.attention.dropout = 0.0  # type: ignore[assignment, union-attr]
+    switch_dropout_off(encoder)
     data = Distillation(work, batch_size, seed=2)
     table = [p for n, p in encoder.named_parameters() if n.startswith("embeddings.") and "lora" not in n]
     layers = [p for n, p in encoder.named_parameters() if n.startswith("layers.") and "lora" not in n]
@@ -179,6 +202,54 @@ def distil(
     train(groups, data.batch, loss, schedule, log_path=work / "distil.jsonl", each_log=save)
     save_encoder(encoder, work / "distil")
     print(json.dumps({"stage": "distil", "steps": steps, "start": start}))
+
+
+@app.command()
+def adapters(
+    work: Work,
+    data: Annotated[Path, typer.Option(help="Folder with train/*.parquet.")],
+    steps: int = 100,
+    learning_rate: float = 2e-3,
+) -> None:
+    """Stage 3: the five adapters over the frozen base, one task after the other."""
+    torch.manual_seed(2)
+    encoder = load_encoder(work / "distil").train()
+    switch_dropout_off(encoder)
+    config, dims = encoder.config, encoder.config.matryoshka_dims
+    parameters = freeze_base(encoder)
+    encode = text_encoder(encoder, open_tokenizer(work), max_tokens=96)
+
+    pairs = pq.read_table(data / "train/pairs.parquet").to_pylist()
+    graded = pq.read_table(data / "train/sts.parquet").to_pylist()
+    labelled = pq.read_table(data / "train/classification.parquet").to_pylist()
+    parallel = pq.read_table(data / "train/parallel.parquet").to_pylist()
+    retrieval = GroupedSampler(
+        (((r["lang"], r["source"]), (r["query"], r["passage"])) for r in pairs), smallest=500, seed=3
+    )
+    similarity = GroupedSampler(
+        ((r["lang"], (r["text_a"], r["text_b"], r["score"])) for r in graded), smallest=500, seed=4
+    )
+    bitext = GroupedSampler(
+        ((r["lang"], (r["en"], r["text"])) for r in parallel if 20 < len(r["en"]) <= 200), smallest=2000, seed=5
+    )
+    rows = [((r["lang"], r["source"]), r["label"], r["text"]) for r in labelled]
+    classes = LabelSampler(rows, per_class=2, seed=6)
+    clusters = LabelSampler(rows, per_class=8, seed=7)
+
+    steps_of: dict[str, Callable[[int], Tensor]] = {
+        "retrieval": lambda step: retrieval_step(encode, retrieval.draw(step, 40), dims=dims),
+        "text-matching": lambda step: text_matching_step(
+            encode, similarity.draw(step, 48), bitext.draw(step, 24), dims=dims
+        ),
+        "classification": lambda step: classification_step(encode, classes.draw(step, 48)[0], dims=dims),
+        "separation": lambda step: separation_step(encode, *clusters.draw(step, 10), dims=dims),
+    }
+    for name, loss in steps_of.items():
+        # A fresh optimiser each: stale momentum would move adapters that this task does not train.
+        schedule = Schedule(steps=steps, learning_rate=learning_rate, warmup_steps=10)
+        train([(parameters, 1.0)], lambda step: step, loss, schedule, log_path=work / f"{name}.jsonl")
+        save_encoder(encoder, work / "adapters")
+    print(json.dumps({"stage": "adapters", "steps": steps, "tasks": list(config.tasks)}))
 
 
 if __name__ == "__main__":
