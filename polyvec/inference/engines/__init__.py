@@ -1,0 +1,30 @@
+"""What an engine is: packed token rows with a task id each go in, pooled vectors or token states come out.
+
+Everything around it (tokenise, sort, batch, window, pool spans, truncate, normalise, quantise) is shared and numpy.
+Shape letters: B texts, N packed tokens, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyvec.inference.batching import Batch
+from polyvec.model.config import ModelConfig
+
+
+class Engine(Protocol):
+    """Runs one model. ``name`` tells users what computes their vectors, such as ``onnx-int8`` or ``torch-float32``."""
+
+    config: ModelConfig
+    name: str
+
+    def pool(self, batch: Batch) -> NDArray[np.float32]:
+        """Return (B, D) mean-pooled vectors, neither truncated nor normalised."""
+        ...
+
+    def token_states(self, batch: Batch) -> NDArray[np.float32]:
+        """Return (N, D) states of the packed tokens."""
+        ...

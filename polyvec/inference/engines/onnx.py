@@ -1,0 +1,57 @@
+"""ONNX Runtime on the CPU: the default engine, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from polyvec.errors import WeightsError
+from polyvec.inference.batching import Batch
+from polyvec.model.config import ModelConfig
+
+#: Precision of a graph to its file in a model folder.
+GRAPH_FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
+_INPUTS = ["input_ids", "attention_mask", "task_ids"]
+
+
+class OnnxEngine:
+    """A graph written by ``polyvec.inference.export``. ``threads`` defaults to one per physical core."""
+
+    def __init__(self, path: str | Path, config: ModelConfig, *, threads: int | None = None) -> None:
+        self.config = config
+        self.name = f"onnx-{'int8' if '.int8.' in Path(path).name else 'float32'}"
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3
+        # An arena keeps the largest buffer that any batch ever asked for; lengths vary, so it only grows.
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+            raise WeightsError(f"{path} must be a whole ONNX file, got {error}; export it again") from error
+        if [i.name for i in self._session.get_inputs()] != _INPUTS:
+            found = [i.name for i in self._session.get_inputs()]
+            raise WeightsError(f"{path} must take {_INPUTS}, got {found}; write it with polyvec export")
+
+    def pool(self, batch: Batch) -> NDArray[np.float32]:
+        """Return (B, D) mean-pooled vectors, neither truncated nor normalised."""
+        feed, _ = self._pad(batch)
+        pooled: NDArray[np.float32] = self._session.run(["pooled"], feed)[0]
+        return pooled
+
+    def token_states(self, batch: Batch) -> NDArray[np.float32]:
+        """Return (N, D) states of the packed tokens."""
+        feed, real = self._pad(batch)
+        states: NDArray[np.float32] = self._session.run(["token_states"], feed)[0]
+        return states.reshape(-1, states.shape[-1]) if real.all() else states[real]
+
+    def _pad(self, batch: Batch) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.bool_]]:
+        lengths = batch.lengths
+        real = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.full(real.shape, self.config.pad_token_id, dtype=np.int64)
+        ids[real] = batch.input_ids
+        return {"input_ids": ids, "attention_mask": real.astype(np.int64), "task_ids": batch.task_ids}, real

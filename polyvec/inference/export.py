@@ -1,0 +1,296 @@
+"""The encoder as an ONNX graph, written node by node from our own weights and checked against them before it is kept.
+
+Inputs ``input_ids`` (B, T) int64, ``attention_mask`` (B, T) int64, ``task_ids`` (B,) int64 with -1 for no adapter;
+outputs ``pooled`` (B, D), the mean over real tokens, and ``token_states`` (B, T, D). All adapters are resident and
+chosen per row, as in ``polyvec.model.lora``. Attention and rotary positions are ONNX Runtime's fused operators.
+
+The fp32 graph holds no weights: its tensors point into ``model.safetensors`` beside it, so nothing is stored twice, and
+half-precision weights become float32 when the session opens. The word table stays as stored: only rows are converted.
+
+Shape letters: B texts, T padded tokens, D width, H heads, K head width, A adapters, R rank, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polyvec.errors import InputError, MissingExtraError, WeightsError
+from polyvec.inference.batching import Batch
+from polyvec.inference.engines.onnx import GRAPH_FILES, OnnxEngine
+from polyvec.inference.engines.torch import TorchEngine
+from polyvec.model.encoder import Encoder
+from polyvec.model.layouts import detect_layout
+from polyvec.model.lora import AdaptedEmbedding, AdaptedLinear
+from polyvec.model.weights import load_encoder
+
+try:
+    import onnx
+    from onnx import TensorProto, helper
+except ImportError as error:
+    raise MissingExtraError.of("writing ONNX", "export") from error
+
+OPSET = 20
+_MS = "com.microsoft"
+_BLOCK = 32  # weights that share a scale along a row of an int8 matrix; ONNX Runtime's kernels are tuned for 32
+_STORED = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a written graph is from the encoder: the largest error of fp32 states, the smallest cosine of vectors."""
+
+    max_abs_error: float
+    min_cosine: float
+
+
+#: What a graph must reach to be kept: fp32 by its states, int8 by its vectors.
+LIMITS = {"fp32": Parity(max_abs_error=1e-4, min_cosine=0.999999), "int8": Parity(float("inf"), min_cosine=0.99)}
+
+
+def export_onnx(folder: str | Path, *, precision: str = "fp32") -> Parity:
+    """Write ``model.onnx`` or ``model.int8.onnx`` into a folder of our layout and return how close the graph is.
+
+    ``int8`` keeps 8 bits a weight with a float32 scale per block of 32, and quantises activations row by row, so that
+    a text's vector never depends on its neighbours. Raises ``WeightsError`` when the graph misses ``LIMITS``; a graph
+    that was there before then stays.
+    """
+    if precision not in GRAPH_FILES:
+        raise InputError(f"precision must be one of {', '.join(GRAPH_FILES)}, got {precision!r}")
+    folder = Path(folder)
+    if detect_layout(folder) != "polyvec":
+        raise InputError(f"an ONNX graph lies beside weights in polyvec's layout, got {folder}; export to polyvec first")
+    encoder = load_encoder(folder)
+    path = folder / GRAPH_FILES[precision]
+    partial = folder / f".partial.{path.name}"  # in the same folder, which the paths inside the graph start from
+    try:
+        _Graph(encoder, precision, folder / "model.safetensors").save(partial)
+        parity = measure_parity(encoder, OnnxEngine(partial, encoder.config))
+        limit = LIMITS[precision]
+        if not (parity.max_abs_error <= limit.max_abs_error and parity.min_cosine >= limit.min_cosine):
+            raise WeightsError(f"the {precision} graph must keep to {limit}, got {parity}; {path} was not written")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return parity
+
+
+def measure_parity(encoder: Encoder, engine: OnnxEngine) -> Parity:
+    """Compare both engines on random ids of mixed lengths and every task, base included."""
+    config = encoder.config
+    rng = np.random.default_rng(0)
+    longest = min(200, config.max_tokens)
+    rows = [
+        np.concatenate(([config.bos_token_id], rng.integers(4, config.vocab_size - 1, n), [config.eos_token_id]))
+        for n in rng.integers(1, longest - 2, 24)
+    ]
+    task_ids = [i % (len(config.tasks) + 1) - 1 for i in range(len(rows))]
+    batch = Batch.of(rows, task_ids)
+    reference = TorchEngine(encoder, device="cpu")
+    states, vectors = reference.token_states(batch), reference.pool(batch)
+    got = engine.pool(batch)
+    cosines = (vectors * got).sum(1) / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(got, axis=1))
+    errors = np.abs(states - engine.token_states(batch))
+    return Parity(float(errors.max()), float(cosines.min()))
+
+
+class _Graph:
+    """Collects nodes and weights; each method adds one part and returns the name of its output."""
+
+    def __init__(self, encoder: Encoder, precision: str, tensors_path: Path) -> None:
+        self.encoder, self.config, self.precision = encoder, encoder.config, precision
+        self.tensors_path = tensors_path
+        with tensors_path.open("rb") as file:  # safetensors: header length, JSON header, then the tensors' bytes
+            (size,) = struct.unpack("<Q", file.read(8))
+            self.header = json.loads(file.read(size))
+        self.data_start = 8 + size
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self._count = 0
+        self._build()
+
+    def save(self, path: Path) -> None:
+        inputs = [
+            helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["B", "T"]),
+            helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["B", "T"]),
+            helper.make_tensor_value_info("task_ids", TensorProto.INT64, ["B"]),
+        ]
+        width = self.config.hidden_size
+        outputs = [
+            helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["B", width]),
+            helper.make_tensor_value_info("token_states", TensorProto.FLOAT, ["B", "T", width]),
+        ]
+        graph = helper.make_graph(self.nodes, "polyvec", inputs, outputs, self.weights)
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(_MS, 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="polyvec")
+        path.write_bytes(model.SerializeToString())
+
+    def node(self, op: str, *inputs: str, domain: str = "", output: str = "", **attributes: object) -> str:
+        self._count += 1
+        output = output or f"{op}_{self._count}"
+        # ONNX marks a left-out optional input by an empty name.
+        self.nodes.append(helper.make_node(op, list(inputs), [output], domain=domain, **attributes))
+        return output
+
+    def weight(self, value: Tensor | NDArray[np.generic], name: str = "") -> str:
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        self._count += 1
+        name = name or f"constant_{self._count}"
+        self.weights.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def stored(self, name: str) -> str:
+        """Return a weight of ``model.safetensors`` by reference, as stored."""
+        entry = self.header[name]
+        start, stop = entry["data_offsets"]
+        tensor = TensorProto(name=name, data_type=_STORED[entry["dtype"]], dims=entry["shape"])
+        tensor.data_location = TensorProto.EXTERNAL
+        where = {"location": self.tensors_path.name, "offset": self.data_start + start, "length": stop - start}
+        for key, value in where.items():
+            tensor.external_data.add(key=key, value=str(value))
+        self.weights.append(tensor)
+        return name
+
+    def as_float(self, name: str) -> str:
+        return self.node("Cast", name, to=TensorProto.FLOAT)
+
+    def ints(self, *values: int) -> str:
+        return self.weight(np.array(values, np.int64))
+
+    def _build(self) -> None:
+        config, encoder = self.config, self.encoder
+        if encoder.merged_task is not None:
+            raise WeightsError("encoder must be unmerged to be exported; call unmerge()")
+        shape = self.node("Shape", "input_ids")
+        states_shape = self.node("Concat", shape, self.ints(config.hidden_size), axis=0)
+        ids = self.node("Reshape", "input_ids", self.ints(-1))
+        gate = self._gate(shape)
+        self._column_shape = self.ints(-1, len(config.tasks) * config.lora_rank)
+
+        # The linear layers see one (B*T, D) matrix: bias and adapter then ride along inside the matrix product.
+        x = self._embedding(encoder.embeddings.word_embeddings, "embeddings.word_embeddings", ids, gate)
+        types = self.node("Mul", ids, self.ints(0))
+        x = self.node(
+            "Add", x, self._embedding(encoder.embeddings.token_type_embeddings, "embeddings.token_type_embeddings", types, gate)
+        )
+        x = self.node("LayerNormalization", x, *self._norm(encoder.embeddings.norm, "embeddings.norm"),
+                      epsilon=config.layer_norm_eps)  # fmt: skip
+        positions, cos, sin = self._rotary_table(shape)
+        mask = self.node("Cast", "attention_mask", to=TensorProto.INT32)
+        is_full = self.node("Equal", self.node("ReduceMin", mask, keepdims=0), self.weight(np.array(1, np.int32)))
+        for i, layer in enumerate(encoder.layers):
+            name = f"layers.{i}"
+            qkv = self._linear(layer.attention.qkv, f"{name}.attention.qkv", x, gate)
+            attended = self._attention(qkv, states_shape, positions, cos, sin, mask, is_full, name)
+            out = self._linear(layer.attention.out, f"{name}.attention.out", attended, gate)
+            x = self._add_norm(x, out, layer.attention_norm, f"{name}.attention_norm")
+            hidden = self._linear(layer.mlp.fc1, f"{name}.mlp.fc1", x, gate)
+            hidden = self.node("Gelu", hidden, domain=_MS)
+            out = self._linear(layer.mlp.fc2, f"{name}.mlp.fc2", hidden, gate)
+            x = self._add_norm(x, out, layer.mlp_norm, f"{name}.mlp_norm")
+        states = self.node("Reshape", x, states_shape, output="token_states")
+        weights = self.node("Cast", "attention_mask", to=TensorProto.FLOAT)
+        column = self.node("Unsqueeze", weights, self.ints(2))
+        total = self.node("ReduceSum", self.node("Mul", states, column), self.ints(1), keepdims=0)
+        self.node("Div", total, self.node("ReduceSum", weights, self.ints(1), keepdims=1), output="pooled")
+
+    def _gate(self, shape: str) -> str:
+        """Return the (B*T, A*R) gate: alpha / rank in the columns of each token's adapter."""
+        config = self.config
+        adapters = np.repeat(np.arange(len(config.tasks)), config.lora_rank)
+        equal = self.node("Equal", self.node("Unsqueeze", "task_ids", self.ints(1)), self.weight(adapters))
+        gate = self.node("Cast", equal, to=TensorProto.FLOAT)
+        gate = self.node("Mul", gate, self.weight(np.array(self.encoder.lora_scale, np.float32)))
+        columns = self.ints(len(adapters))
+        spread = self.node("Expand", self.node("Unsqueeze", gate, self.ints(1)),
+                           self.node("Concat", shape, columns, axis=0))  # fmt: skip
+        return self.node("Reshape", spread, self.ints(-1, len(adapters)))
+
+    def _embedding(self, table: AdaptedEmbedding, name: str, ids: str, gate: str) -> str:
+        if self.precision == "int8":
+            weight = table.weight.detach()
+            scales = (weight.abs().amax(1, keepdim=True) / 127).clamp_min(1e-12)  # one a row: rows differ in length
+            codes = self.weight((weight / scales).round().to(torch.int8), f"{name}.weight")
+            rows = self.as_float(self.node("Gather", codes, ids))
+            rows = self.node("Mul", rows, self.node("Gather", self.weight(scales, f"{name}.scales"), ids))
+            factors = self.weight(table.lora_A.half(), f"{name}.lora_A")
+        else:
+            rows = self.as_float(self.node("Gather", self.stored(f"{name}.weight"), ids))
+            factors = self.stored(f"{name}.lora_A")
+        columns = self.as_float(self.node("Gather", factors, ids, axis=1))  # (A, B*T, R)
+        columns = self.node("Reshape", self.node("Transpose", columns, perm=[1, 0, 2]), self._column_shape)
+        columns = self.node("Mul", columns, gate)
+        return self.node("Gemm", columns, self.weight(table.lora_B.flatten(0, 1), f"{name}.lora_B"), rows)
+
+    def _linear(self, layer: AdaptedLinear, name: str, x: str, gate: str) -> str:
+        y = self._matrix(layer, name, x)
+        columns = self.node("MatMul", x, self.weight(layer.lora_A.flatten(0, 1).T, f"{name}.lora_A"))
+        columns = self.node("Mul", columns, gate)
+        factors = layer.lora_B.transpose(1, 2).flatten(0, 1)  # (A*R, O)
+        return self.node("Gemm", columns, self.weight(factors, f"{name}.lora_B"), y)
+
+    def _matrix(self, layer: AdaptedLinear, name: str, x: str) -> str:
+        bias = self.weight(layer.bias, f"{name}.bias")
+        if self.precision == "fp32":
+            return self.node("Gemm", x, self.as_float(self.stored(f"{name}.weight")), bias, transB=1)
+        weight = layer.weight.detach()
+        rows, columns = weight.shape
+        padded = torch.nn.functional.pad(weight, (0, -columns % _BLOCK)).view(rows, -1, _BLOCK)
+        scales = (padded.abs().amax(-1, keepdim=True) / 127).clamp_min(1e-12)
+        codes = ((padded / scales).round() + 128).to(torch.uint8)  # MatMulNBits reads 128 as zero
+        return self.node(
+            "MatMulNBits", x, self.weight(codes, f"{name}.weight"), self.weight(scales.squeeze(-1), f"{name}.scales"),
+            "", "", bias, domain=_MS, K=columns, N=rows, bits=8, block_size=_BLOCK, accuracy_level=4,
+        )  # fmt: skip
+
+    def _norm(self, norm: torch.nn.LayerNorm, name: str) -> tuple[str, str]:
+        return self.weight(norm.weight, f"{name}.weight"), self.weight(norm.bias, f"{name}.bias")
+
+    def _add_norm(self, x: str, update: str, norm: torch.nn.LayerNorm, name: str) -> str:
+        return self.node(
+            "SkipLayerNormalization", x, update, *self._norm(norm, name), domain=_MS, epsilon=self.config.layer_norm_eps
+        )
+
+    def _rotary_table(self, shape: str) -> tuple[str, str, str]:
+        config = self.config
+        exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+        frequencies = np.float32(config.rope_theta) ** -exponents
+        angles = np.arange(config.max_tokens, dtype=np.float32)[:, None] * frequencies
+        # A single position id is an offset that every row shares: all texts begin at 0.
+        return self.ints(0), self.weight(np.cos(angles), "rotary.cos"), self.weight(np.sin(angles), "rotary.sin")
+
+    def _attention(
+        self, qkv: str, states_shape: str, positions: str, cos: str, sin: str, mask: str, is_full: str, name: str
+    ) -> str:
+        heads = self.config.num_attention_heads
+        parts = []
+        for part in self._split(qkv):
+            parts.append(self.node("Reshape", part, states_shape))
+        for i in range(2):
+            parts[i] = self.node("RotaryEmbedding", parts[i], positions, cos, sin, domain=_MS, num_heads=heads)
+        # Without a mask ONNX Runtime takes its flash kernel, which never holds the T x T scores of a long text.
+        branches = {
+            f"{branch}_branch": helper.make_graph(
+                [helper.make_node("MultiHeadAttention", [*parts, "", *extra], [f"{name}.{branch}"], domain=_MS,
+                                  num_heads=heads)],
+                branch, [],
+                [helper.make_tensor_value_info(f"{name}.{branch}", TensorProto.FLOAT, None)],
+            )
+            for branch, extra in (("then", []), ("else", [mask]))
+        }  # fmt: skip
+        attended = self.node("If", is_full, **branches)
+        return self.node("Reshape", attended, self.ints(-1, self.config.hidden_size))
+
+    def _split(self, qkv: str) -> list[str]:
+        self._count += 1
+        outputs = [f"{x}_{self._count}" for x in ("query", "key", "value")]
+        self.nodes.append(helper.make_node("Split", [qkv], outputs, axis=1, num_outputs=3))
+        return outputs
