@@ -4,7 +4,7 @@ Inputs ``input_ids`` (B, T) int64, ``attention_mask`` (B, T) int64, ``task_ids``
 outputs ``pooled`` (B, D), the mean over real tokens, and ``token_states`` (B, T, D). All adapters are resident and
 chosen per row, as in ``polyvec.model.lora``. Attention and rotary positions are ONNX Runtime's fused operators.
 
-The fp32 graph holds no weights: its tensors point into ``model.safetensors`` beside it, so nothing is stored twice, and
+The fp32 graph holds no large weights: they point into ``model.safetensors`` beside it, so nothing is stored twice, and
 half-precision weights become float32 when the session opens. The word table stays as stored: only rows are converted.
 
 Shape letters: B texts, T padded tokens, D width, H heads, K head width, A adapters, R rank, V vocabulary.

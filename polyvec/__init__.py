@@ -1,0 +1,26 @@
+"""polyvec: jina-embeddings-v3 as an open system. Text in, task-specific Matryoshka embeddings out."""
+
+from polyvec.errors import (
+    InputError,
+    MissingExtraError,
+    PolyvecError,
+    TruncationWarning,
+    UntrainedDimensionWarning,
+    WeightsError,
+)
+from polyvec.inference.embedder import Chunks, Embedder, Embedding
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Chunks",
+    "Embedder",
+    "Embedding",
+    "InputError",
+    "MissingExtraError",
+    "PolyvecError",
+    "TruncationWarning",
+    "UntrainedDimensionWarning",
+    "WeightsError",
+    "__version__",
+]
