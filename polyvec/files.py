@@ -10,10 +10,10 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,8 @@ _PARQUET_ROWS = 4096
 def read_records(path: Path | None, *, column: str = "text") -> Iterator[Record]:
     """Yield one record per text, with the text under ``column``. None reads lines of standard input.
 
-    ``.jsonl``: an object or a string a line; ``.csv`` and ``.tsv`` with a header; ``.parquet``; any other file: a text a
-    line. Raises ``InputError`` naming file and row for what cannot be read or has no such column.
+    ``.jsonl``: an object or a string a line; ``.csv`` and ``.tsv`` with a header; ``.parquet``; any other file: a text
+    a line. Raises ``InputError`` naming file and row for what cannot be read or has no such column.
     """
     if path is None:
         yield from _lines(sys.stdin, column)
@@ -52,7 +52,9 @@ def read_records(path: Path | None, *, column: str = "text") -> Iterator[Record]
             else:
                 yield from _lines(file, column)
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} must be UTF-8 text, got byte {error.object[error.start]:#x} at {error.start}") from error
+        raise InputError(
+            f"{path} must be UTF-8 text, got byte {error.object[error.start]:#x} at {error.start}"
+        ) from error
     except OSError as error:
         raise InputError(f"{path} must be a readable file, got: {error.strerror or error}") from error
 
@@ -100,10 +102,18 @@ def _parquet_records(path: Path, column: str) -> Iterator[Record]:
 
 def _checked(row: Record, path: Path, number: int, column: str) -> Record:
     if column not in row:
-        raise InputError(f"{path}:{number} must have the column {column!r}, got {', '.join(map(str, row))}; see --column")
+        raise InputError(
+            f"{path}:{number} must have the column {column!r}, got {', '.join(map(str, row))}; see --column"
+        )
     if not isinstance(row[column], str):
         raise InputError(f"{path}:{number}: {column!r} must be a text, got {type(row[column]).__name__}")
     return row
+
+
+class _Format(Protocol):
+    def write(self, record: Record, vector: NDArray[Any]) -> None: ...
+
+    def close(self, *, whole: bool) -> None: ...
 
 
 class VectorWriter:
@@ -119,7 +129,10 @@ class VectorWriter:
             raise InputError(f"output folder must exist, got {path.parent}; create it first")
         self.path, self.stamp = path, stamp
         self.partial = path.with_name(f".{path.name}.partial")
-        self._format = {".jsonl": _JsonlFile, ".parquet": _ParquetFile, ".npy": _NpyFile}[path.suffix.lower()]
+        formats: dict[str, Callable[[Path, Stamp], _Format]] = {
+            ".jsonl": _JsonlFile, ".parquet": _ParquetFile, ".npy": _NpyFile,
+        }  # fmt: skip
+        self._format = formats[path.suffix.lower()]
 
     def __enter__(self) -> VectorWriter:
         self._file = self._format(self.partial, self.stamp)
@@ -183,6 +196,7 @@ class _ParquetFile:
         self._rows: list[Record] = []
         self._vectors: list[NDArray[Any]] = []
         self._writer: Any = None
+        self._schema: Any = None  # of the records, from the first rows on
 
     def write(self, record: Record, vector: NDArray[Any]) -> None:
         self._rows.append(record)
@@ -192,11 +206,8 @@ class _ParquetFile:
 
     def _flush(self) -> None:
         pa = self._pa
-        if self._writer is not None:
-            table = pa.Table.from_pylist(self._rows, schema=self._plain)
-        else:
-            table = pa.Table.from_pylist(self._rows)
-            self._plain = table.schema
+        table = pa.Table.from_pylist(self._rows, schema=self._schema)
+        self._schema = table.schema
         flat = np.concatenate(self._vectors) if self._vectors else np.empty(0, storage_dtype(self._stamp["dtype"]))
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), packed_width(self._stamp))
         table = table.append_column("embedding", vectors)
@@ -235,7 +246,9 @@ def read_vectors(path: Path) -> tuple[NDArray[Any], list[Record], Stamp]:
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         vectors = [row.pop("embedding") for row in rows]
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} must be a vector file written by polyvec, got {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"{path} must be a vector file written by polyvec, got {type(error).__name__}: {error}"
+        ) from error
     return np.array(vectors, dtype=storage_dtype(stamp.get("dtype", "float32"))), rows, stamp
 
 
@@ -295,12 +308,22 @@ def _pyarrow() -> tuple[Any, Any]:
     return pa, pq
 
 
+def _not_text(path: Path, error: UnicodeDecodeError) -> InputError:
+    return InputError(f"{path} must be UTF-8 text, got byte {error.object[error.start]:#x} at {error.start}")
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path} must be a readable file, got: {error.strerror or error}")
+
+
 def read_text(path: Path) -> str:
     """Return the whole text of a UTF-8 file."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} must be UTF-8 text, got byte {error.object[error.start]:#x} at {error.start}") from error
+        raise InputError(
+            f"{path} must be UTF-8 text, got byte {error.object[error.start]:#x} at {error.start}"
+        ) from error
     except OSError as error:
         raise InputError(f"{path} must be a readable file, got: {error.strerror or error}") from error
 

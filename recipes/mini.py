@@ -3,7 +3,8 @@
     python -m recipes.mini prepare --data DATA --teachers FOLDER... --work WORK
     python -m recipes.mini static  --work WORK --steps 800
     python -m recipes.mini distil  --work WORK --steps 720
-    python -m recipes.mini adapters --work WORK --data DATA --steps 100
+    python -m recipes.mini adapters --work WORK --data DATA --steps 50
+    python -m recipes.mini finish --work WORK --data DATA --teacher FOLDER
 
 DATA holds ``train/parallel.parquet`` (en, text, lang, source), ``train/pairs.parquet`` and the other files that its
 README describes. Each teacher folder holds ``tokenizer.json`` and ``onnx/model.onnx``. Every stage reads what the one
@@ -14,7 +15,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +30,10 @@ from torch import Tensor
 
 from polyvec.data.sampling import GroupedSampler, LabelSampler
 from polyvec.data.tokenized import TokenizedTexts
+from polyvec.evaluation.development import Encode, Limits, bitext, classification, retrieval, similarity
+from polyvec.evaluation.metrics import Vectors
+from polyvec.inference.embedder import Embedder
+from polyvec.inference.export import export_onnx
 from polyvec.model.config import mini
 from polyvec.model.encoder import Attention, Encoder
 from polyvec.model.pooling import mean_pool
@@ -50,7 +57,9 @@ app = typer.Typer(help="Train polyvec-mini.", no_args_is_help=True)
 Work = Annotated[Path, typer.Option(help="Folder of this run.")]
 
 #: How often a source is drawn against its size: interface strings are many, short and formulaic.
-SOURCE_WEIGHTS = {"tatoeba": 2.0, "odoo": 0.6, "libreoffice-help": 0.7, "ms-edgeai-beginners": 0.5, "ms-iot-beginners": 0.5}
+SOURCE_WEIGHTS = {
+    "tatoeba": 2.0, "odoo": 0.6, "libreoffice-help": 0.7, "ms-edgeai-beginners": 0.5, "ms-iot-beginners": 0.5,
+}  # fmt: skip
 MAX_CHARACTERS = 400  # longer paragraphs cost most of the teacher's time and are cut by its context anyway
 SMALLEST_LANGUAGE = 300_000  # characters; below it a language takes characters from the table and gives nothing
 _WORD = re.compile(r"[^\W\d_]{2}")
@@ -250,6 +259,84 @@ def adapters(
         train([(parameters, 1.0)], lambda step: step, loss, schedule, log_path=work / f"{name}.jsonl")
         save_encoder(encoder, work / "adapters")
     print(json.dumps({"stage": "adapters", "steps": steps, "tasks": list(config.tasks)}))
+
+
+@app.command()
+def finish(
+    work: Work,
+    data: Annotated[Path, typer.Option(help="Folder with dev/*.parquet.")],
+    teacher: Annotated[Path, typer.Option(help="Folder of the teacher to compare with.")],
+    output: Annotated[Path, typer.Option(help="Model folder to write.")] = Path("polyvec/weights/mini"),
+    pairs: Annotated[int, typer.Option(help="Development rows per language; 0 is all.")] = 400,
+) -> None:
+    """Stage 4: half-precision weights, both ONNX graphs, int8 ranges, scores and the model card."""
+    save_encoder(load_encoder(work / "adapters"), output, dtype=torch.float16)
+    shutil.copyfile(work / "tokenizer.json", output / "tokenizer.json")
+    parity = {name: asdict(export_onnx(output, precision=name)) for name in ("fp32", "int8")}
+    sample = pq.read_table(data / "train/parallel.parquet", columns=["text"]).column("text").to_pylist()
+    chosen = np.random.default_rng(8).choice(len(sample), size=4096, replace=False)
+    Embedder(output).calibrate([sample[i] for i in chosen])
+    scores = measure(output, data / "dev", teacher, Limits(pairs=pairs, queries=pairs))
+    (output / "README.md").write_text(model_card(scores, parity, pairs), encoding="utf-8")
+    (work / "scores.json").write_text(json.dumps(scores, indent=2))
+
+
+def measure(model: Path, dev: Path, teacher: Path, limits: Limits) -> dict[str, dict[str, dict[str, float]]]:
+    """Return score -> system -> language -> number."""
+    embedder = Embedder(model)
+    english = OnnxTeacher(teacher, max_tokens=256)
+
+    def with_tasks(
+        query: str | None, passage: str | None, engine: Embedder = embedder, dimensions: int | None = None
+    ) -> Encode:
+        return lambda texts, side: np.asarray(
+            engine.encode(texts, task=query if side == "query" else passage, dimensions=dimensions), dtype=np.float32
+        )
+
+    def teach(texts: Sequence[str], side: str) -> Vectors:
+        return english.encode(texts)
+
+    base = with_tasks(None, None)
+    int8 = Embedder(model, engine="onnx-int8")
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    for name, score, query, passage in (
+        ("similarity", similarity, "text-matching", "text-matching"),
+        ("bitext", bitext, "text-matching", "text-matching"),
+        ("retrieval", retrieval, "retrieval.query", "retrieval.passage"),
+        ("classification", classification, "classification", "classification"),
+    ):
+        systems = {"teacher": teach, "base": base, "adapter": with_tasks(query, passage)}
+        if name in ("similarity", "retrieval"):
+            systems["adapter, 128 dimensions"] = with_tasks(query, passage, dimensions=128)
+            systems["adapter, 64 dimensions"] = with_tasks(query, passage, dimensions=64)
+            systems["adapter, int8 weights"] = with_tasks(query, passage, int8)
+        scores[name] = {system: score(dev, encode, limits) for system, encode in systems.items()}
+        print(name, {system: round(float(np.mean(list(row.values()))), 4) for system, row in scores[name].items()})
+    return scores
+
+
+def model_card(scores: dict[str, dict[str, dict[str, float]]], parity: dict[str, dict[str, float]], pairs: int) -> str:
+    """Return the card's text: the fixed part from ``mini_card.md`` with tables of the measured numbers."""
+    parts = []
+    for name, systems in scores.items():
+        languages = list(next(iter(systems.values())))
+        parts.append(f"### {name.capitalize()}\n")
+        parts.append("| | mean | " + " | ".join(languages) + " |")
+        parts.append("|---|---|" + "---|" * len(languages))
+        for system, row in systems.items():
+            numbers = [float(np.mean(list(row.values()))), *row.values()]
+            parts.append(f"| {system} | " + " | ".join(f"{100 * n:.1f}" for n in numbers) + " |")
+        parts.append("")
+    card = Path(__file__).with_name("mini_card.md").read_text(encoding="utf-8")
+    values = {
+        "rows": str(pairs),
+        "tables": "\n".join(parts),
+        "fp32": f"{parity['fp32']['max_abs_error']:.0e}",
+        "int8": f"{parity['int8']['min_cosine']:.4f}",
+    }
+    for key, value in values.items():
+        card = card.replace("{" + key + "}", value)
+    return card
 
 
 if __name__ == "__main__":

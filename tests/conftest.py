@@ -7,8 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from polyvec import Embedder
+from polyvec.inference.export import export_onnx
 from polyvec.model.config import ModelConfig, tiny
 from polyvec.model.encoder import Encoder
+from polyvec.model.weights import save_encoder
+from polyvec.samples import corpus
+from polyvec.text.tokenizer import Tokenizer
+from polyvec.training.vocabulary import train_unigram
 
 
 def random_encoder(config: ModelConfig | None = None, *, seed: int = 0) -> Encoder:
@@ -28,6 +34,41 @@ def random_encoder(config: ModelConfig | None = None, *, seed: int = 0) -> Encod
 @pytest.fixture(scope="session")
 def encoder() -> Encoder:
     return random_encoder()
+
+
+@pytest.fixture(scope="session")
+def model_folder(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole tiny model in our layout, both graphs included, with a real tokenizer over the sample corpus."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_encoder(encoder, folder)
+    langs = ("en", "de", "fr", "es", "it", "pt", "nl", "pl", "cs", "sv", "fi", "hu", "ro", "ru", "uk", "zh-CN")
+    texts = [row["text"] for row in corpus() if row["lang"] in langs]
+    tokenizer = train_unigram(texts * 2, vocab_size=encoder.config.vocab_size)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    for precision in ("fp32", "int8"):
+        export_onnx(folder, precision=precision)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model_folder: Path) -> Tokenizer:
+    return Tokenizer.from_file(model_folder / "tokenizer.json", vocab_size=512, bos_token_id=0, eos_token_id=2)
+
+
+@pytest.fixture(scope="session")
+def embedder(model_folder: Path) -> Embedder:
+    return Embedder(model_folder, engine="onnx")
+
+
+@pytest.fixture(scope="session")
+def torch_embedder(model_folder: Path) -> Embedder:
+    return Embedder(model_folder, engine="torch", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def mini() -> Embedder:
+    """polyvec-mini, the model in the package."""
+    return Embedder()
 
 
 def packed(lengths: list[int], vocab_size: int = 512, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

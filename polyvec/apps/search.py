@@ -26,7 +26,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage with its cosine to the query. ``line`` is where the passage begins; ``start`` and ``end`` are characters."""
+    """A passage with its cosine to the query: characters ``start`` to ``end`` of a document, from ``line`` on."""
 
     score: float
     document: Document
@@ -95,4 +95,3 @@ def highlights(query: str, text: str) -> list[tuple[int, int]]:
     """Return spans of ``text`` that share a word with ``query``: whole words of three letters or more, any case."""
     words = {w for w in re.findall(r"\w+", query.casefold()) if len(w) > 2}
     return [m.span() for m in re.finditer(r"\w+", text) if m[0].casefold() in words]
-

@@ -17,7 +17,7 @@ from polyvec.text.tokenizer import Tokenizer
 
 
 class TokenizedTexts:
-    """Ids of many texts in one flat array; text i is ``ids[starts[i] : starts[i + 1]]``, ``<s>`` and ``</s>`` included."""
+    """Ids of many texts in one flat array; text i is ``ids[starts[i] : starts[i + 1]]``, from ``<s>`` to ``</s>``."""
 
     def __init__(self, ids: NDArray[np.int32], starts: NDArray[np.int64]) -> None:
         self.ids, self.starts = ids, starts

@@ -45,7 +45,7 @@ _WINDOW_OVERLAP = 512  # tokens of context that a later window re-reads (arXiv 2
 class Embedding:
     """One text's result. ``vector`` (M,), or None when chunked; ``chunks`` (C, ...) when chunked.
 
-    ``num_tokens`` counts what the model read, ``<s>``, prompt and ``</s>`` included; ``cut_characters`` what it did not.
+    ``num_tokens`` counts what the model read, ``<s>``, prompt and ``</s>`` included; ``cut_characters`` the rest.
     """
 
     vector: NDArray[Any] | None
@@ -204,9 +204,14 @@ class Embedder:
         return self._stream(rows, width, dtype, batch_tokens, late_chunking, truncate, _Progress(progress, total))
 
     def fingerprint(
-        self, *, task: str | None = None, dimensions: int | None = None, dtype: str = "float32", prompt: str | None = None
+        self,
+        *,
+        task: str | None = None,
+        dimensions: int | None = None,
+        dtype: str = "float32",
+        prompt: str | None = None,
     ) -> str:
-        """Return 16 hex digits that differ whenever vectors would: weights, tokenizer, prompt, pooling, width, dtype."""
+        """Return 16 hex digits of what makes a vector: weights, tokenizer, task, prompt, pooling, width, dtype."""
         resolved = resolve_task(task, self.config.prompts, prompt=prompt)
         width = self._check_width(dimensions)
         parts = [self.weights_hash, resolved.name, resolved.prompt, "mean", width, dtype]
@@ -226,7 +231,7 @@ class Embedder:
     def calibrate(self, texts: Iterable[str]) -> dict[int, float]:
         """Measure the int8 ranges of every trained width on ``texts``, keep them, and write them beside the weights.
 
-        Vectors of earlier ranges do not compare with later ones: calibrate once, before the first int8 vector is stored.
+        Vectors of earlier ranges do not compare with later ones: calibrate once, before storing any int8 vector.
         """
         vectors = np.stack([e.vector for e in self.encode_stream(texts) if e.vector is not None])
         self._ranges = calibrate(vectors, self.dimensions)
@@ -291,8 +296,8 @@ class Embedder:
             chunked = rows[indices[0]].chunking is not None
             if chunked:
                 states = self.engine.token_states(batch)
-                for i, start, stop in zip(indices, batch.cu_seqlens, batch.cu_seqlens[1:], strict=False):
-                    results[i] = self._chunk(rows[i], [(states[start:stop], 0)], width, dtype)
+                for i, own in zip(indices, np.split(states, batch.cu_seqlens[1:-1]), strict=True):
+                    results[i] = self._chunk(rows[i], [(own, 0)], width, dtype)
             else:
                 vectors = quantize(_unit(self.engine.pool(batch)[:, :width]), dtype, self._ranges)
                 for i, vector in zip(indices, vectors, strict=True):
@@ -319,13 +324,11 @@ class Embedder:
         for number, (first, stop, kept) in enumerate(plan):
             batch = Batch.of([np.concatenate((head, body[first:stop], tail))], [row.task.adapter_id])
             states = self.engine.token_states(batch)
-            start = 0 if number == 0 else prefix + kept - first
+            begin = 0 if number == 0 else prefix + kept - first
             end = len(states) if number == len(plan) - 1 else len(states) - 1
-            yield states[start:end], 0 if number == 0 else prefix + kept
+            yield states[begin:end], 0 if number == 0 else prefix + kept
 
-    def _chunk(
-        self, row: _Row, parts: Iterable[tuple[NDArray[np.float32], int]], width: int, dtype: str
-    ) -> Embedding:
+    def _chunk(self, row: _Row, parts: Iterable[tuple[NDArray[np.float32], int]], width: int, dtype: str) -> Embedding:
         """Average each chunk's token states. ``parts`` are runs of states with the index of their first token.
 
         The first chunk takes ``<s>`` and the prompt too, the last one ``</s>``: one chunk over the whole text is then
@@ -345,9 +348,9 @@ class Embedder:
         sums = np.zeros((len(spans), self.config.hidden_size), dtype=np.float32)
         for states, first in parts:
             last = first + len(states)
-            for i in np.flatnonzero((ranges[:, 0] < last) & (ranges[:, 1] > first)):
-                start, stop = ranges[i]
-                sums[i] += states[max(start - first, 0) : stop - first].sum(axis=0, dtype=np.float32)
+            for chunk in np.flatnonzero((ranges[:, 0] < last) & (ranges[:, 1] > first)):
+                start, stop = ranges[chunk]
+                sums[chunk] += states[max(start - first, 0) : stop - first].sum(axis=0, dtype=np.float32)
         counts = (ranges[:, 1] - ranges[:, 0])[:, None]
         vectors = quantize(_unit((sums / np.maximum(counts, 1))[:, :width]), dtype, self._ranges)
         return Embedding(None, row.task.name, len(encoding), 0, Chunks(spans, vectors))

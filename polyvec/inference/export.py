@@ -17,6 +17,7 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from polyvec.errors import InputError, MissingExtraError, WeightsError
 from polyvec.inference.batching import Batch
 from polyvec.inference.engines.onnx import GRAPH_FILES, OnnxEngine
 from polyvec.inference.engines.torch import TorchEngine
-from polyvec.model.encoder import Encoder
+from polyvec.model.encoder import Encoder, Layer
 from polyvec.model.layouts import detect_layout
 from polyvec.model.lora import AdaptedEmbedding, AdaptedLinear
 from polyvec.model.weights import load_encoder
@@ -67,7 +68,7 @@ def export_onnx(folder: str | Path, *, precision: str = "fp32") -> Parity:
         raise InputError(f"precision must be one of {', '.join(GRAPH_FILES)}, got {precision!r}")
     folder = Path(folder)
     if detect_layout(folder) != "polyvec":
-        raise InputError(f"an ONNX graph lies beside weights in polyvec's layout, got {folder}; export to polyvec first")
+        raise InputError(f"an ONNX graph lies beside polyvec's layout, got {folder} in another; convert it first")
     encoder = load_encoder(folder)
     path = folder / GRAPH_FILES[precision]
     partial = folder / f".partial.{path.name}"  # in the same folder, which the paths inside the graph start from
@@ -133,7 +134,7 @@ class _Graph:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="polyvec")
         path.write_bytes(model.SerializeToString())
 
-    def node(self, op: str, *inputs: str, domain: str = "", output: str = "", **attributes: object) -> str:
+    def node(self, op: str, *inputs: str, domain: str = "", output: str = "", **attributes: Any) -> str:
         self._count += 1
         output = output or f"{op}_{self._count}"
         # ONNX marks a left-out optional input by an empty name.
@@ -178,9 +179,8 @@ class _Graph:
         # The linear layers see one (B*T, D) matrix: bias and adapter then ride along inside the matrix product.
         x = self._embedding(encoder.embeddings.word_embeddings, "embeddings.word_embeddings", ids, gate)
         types = self.node("Mul", ids, self.ints(0))
-        x = self.node(
-            "Add", x, self._embedding(encoder.embeddings.token_type_embeddings, "embeddings.token_type_embeddings", types, gate)
-        )
+        type_table = encoder.embeddings.token_type_embeddings
+        x = self.node("Add", x, self._embedding(type_table, "embeddings.token_type_embeddings", types, gate))
         x = self.node("LayerNormalization", x, *self._norm(encoder.embeddings.norm, "embeddings.norm"),
                       epsilon=config.layer_norm_eps)  # fmt: skip
         positions, cos, sin = self._rotary_table(shape)
@@ -188,6 +188,7 @@ class _Graph:
         is_full = self.node("Equal", self.node("ReduceMin", mask, keepdims=0), self.weight(np.array(1, np.int32)))
         for i, layer in enumerate(encoder.layers):
             name = f"layers.{i}"
+            assert isinstance(layer, Layer)
             qkv = self._linear(layer.attention.qkv, f"{name}.attention.qkv", x, gate)
             attended = self._attention(qkv, states_shape, positions, cos, sin, mask, is_full, name)
             out = self._linear(layer.attention.out, f"{name}.attention.out", attended, gate)

@@ -43,9 +43,9 @@ def quantize(embeddings: NDArray[np.float32], dtype: str, ranges: Mapping[int, f
         return embeddings.astype(np.float16)
     if dtype == "int8":
         scaled = np.rint(embeddings * (127 / ranges[embeddings.shape[1]]))
-        return np.clip(scaled, -127, 127).astype(np.int8)
-    bits = np.packbits(embeddings > 0, axis=1)
-    return bits if dtype == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
+        return np.asarray(np.clip(scaled, -127, 127), dtype=np.int8)
+    bits: NDArray[np.uint8] = np.packbits(embeddings > 0, axis=1)
+    return bits if dtype == "ubinary" else np.asarray(bits.astype(np.int16) - 128, dtype=np.int8)
 
 
 def check_output_type(dtype: str, dimensions: int, ranges: Mapping[int, float]) -> None:

@@ -1,4 +1,4 @@
-"""Architecture of the encoder: what changes tensor shapes or numerics. Imports no torch, so every engine can read it."""
+"""Architecture of the encoder: what changes tensor shapes or numerics. Without torch: every engine reads it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ModelConfig:
 
     @property
     def max_tokens(self) -> int:
-        """Longest sequence, ``<s>``, prompt and ``</s>`` included: XLM-R counts two positions for its padding offset."""
+        """Longest sequence, ``<s>``, prompt and ``</s>`` included; XLM-R counts two positions for its padding."""
         return self.max_position_embeddings - 2
 
     def to_dict(self) -> dict[str, Any]:

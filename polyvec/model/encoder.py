@@ -3,7 +3,7 @@
 The forward pass reads top to bottom like the paper's figure (arXiv 2409.10173, figure 1). Rows are packed: the texts
 of a batch lie end to end in one (N,) row of ids, and ``cu_seqlens`` says where each begins.
 
-Shape letters: B texts, N packed tokens, D hidden width, H heads, K head width, F feed-forward width, A adapters, R rank.
+Shape letters: B texts, N packed tokens, D hidden width, H heads, K head width, A adapters, R rank.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Embeddings(nn.Module):
         """(N,) ids -> (N, D)."""
         # Every token is of type 0; the row is trained, so leaving it out would shift every state.
         types = self.token_type_embeddings(torch.zeros_like(input_ids), gate)
-        return self.norm(self.word_embeddings(input_ids, gate) + types)
+        states: Tensor = self.norm(self.word_embeddings(input_ids, gate) + types)
+        return states
 
 
 class Attention(nn.Module):
@@ -60,7 +61,8 @@ class Attention(nn.Module):
         query, key, value = self.qkv(x, gate).view(len(x), 3, self.num_heads, self.head_dim).unbind(1)
         query, key = rotate(query, *rotary), rotate(key, *rotary)
         attended = packed_attention(query, key, value, cu_seqlens, self.dropout if self.training else 0.0)
-        return self.out(attended.flatten(1), gate)
+        states: Tensor = self.out(attended.flatten(1), gate)
+        return states
 
 
 class FeedForward(nn.Module):
@@ -72,7 +74,8 @@ class FeedForward(nn.Module):
         self.fc2 = _linear(config, config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x, gate)), gate)
+        states: Tensor = self.fc2(F.gelu(self.fc1(x, gate)), gate)
+        return states
 
 
 class Layer(nn.Module):
@@ -88,7 +91,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, gate: Tensor | None, cu_seqlens: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         x = self.attention_norm(x + self.dropout(self.attention(x, gate, cu_seqlens, rotary)))
-        return self.mlp_norm(x + self.dropout(self.mlp(x, gate)))
+        states: Tensor = self.mlp_norm(x + self.dropout(self.mlp(x, gate)))
+        return states
 
 
 class Encoder(nn.Module):
@@ -124,7 +128,7 @@ class Encoder(nn.Module):
         position_ids = torch.arange(len(input_ids), device=input_ids.device) - starts
         rotary = rotary_table(position_ids, self.config.head_dim, self.config.rope_theta)
         gate = self._gate(task_ids, lengths)
-        x = self.dropout(self.embeddings(input_ids, gate))
+        x: Tensor = self.dropout(self.embeddings(input_ids, gate))
         for layer in self.layers:
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(layer, x, gate, cu_seqlens, rotary, use_reentrant=False)

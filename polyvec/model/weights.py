@@ -288,7 +288,9 @@ def _write_sentence_transformers_files(config: ModelConfig, folder: Path) -> Non
     limit = {"model_max_length": config.max_tokens, "tokenizer_class": "PreTrainedTokenizerFast"}
     specials = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     _write_json({**limit, **specials, "mask_token": "<mask>"}, folder / "tokenizer_config.json")
-    _write_json({"prompts": dict(config.prompts), "default_prompt_name": None}, folder / "config_sentence_transformers.json")
+    _write_json(
+        {"prompts": dict(config.prompts), "default_prompt_name": None}, folder / "config_sentence_transformers.json"
+    )
     modules = (("", "models.Transformer"), ("1_Pooling", "models.Pooling"), ("2_Normalize", "models.Normalize"))
     _write_json(
         [
@@ -335,7 +337,9 @@ def _check(folder: Path, encoder: Encoder, tensors: Tensors) -> None:
         for name, tensor in wanted.items()
         if name in tensors and tensors[name].shape != tensor.shape
     ]
-    problems += [f"{name} holds {t.dtype}, not floating point" for name, t in tensors.items() if not t.is_floating_point()]
+    problems += [
+        f"{name} holds {t.dtype}, not floating point" for name, t in tensors.items() if not t.is_floating_point()
+    ]
     if problems:
         raise WeightsError(f"{folder} must hold exactly the tensors of its config.json, got {'; '.join(problems)}")
 

@@ -73,7 +73,7 @@ def fixed_spans(offsets: NDArray[np.int32], size: int) -> list[Span]:
 
 
 def check_spans(spans: Sequence[Span], length: int) -> list[Span]:
-    """Return the spans as pairs of ints. Raises ``InputError`` unless each is a non-empty part of ``length`` characters."""
+    """Return the spans as pairs of ints. Raises ``InputError`` unless each is a non-empty part of the text."""
     checked = []
     for i, span in enumerate(spans):
         try:

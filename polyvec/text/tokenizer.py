@@ -6,14 +6,14 @@ Three things that the plain library does not promise:
 * *Every token knows its characters*, byte pieces of rare characters included.
 * *Cutting is cheap.* ``max_tokens`` reads a prefix of a giant text, equal to cutting the tokens of the whole text.
 
-Why a prefix is enough. Let the text be split as ``xy`` at a *safe boundary* (``_Boundaries.is_safe``) and let the tokens
-of ``x`` alone be ``t``. Then the tokens of ``xy`` begin with ``t``, so if ``t`` holds more than the wanted number of
-tokens, the first ones are those of the whole text. A boundary between characters ``a`` and ``b`` is safe
+Why a prefix is enough. Let the text be split as ``xy`` at a *safe boundary* (``_Boundaries.is_safe``) and let the
+tokens of ``x`` alone be ``t``. Then the tokens of ``xy`` begin with ``t``, so if ``t`` holds more than the wanted
+number, the first ones are those of the whole text. A boundary between characters ``a`` and ``b`` is safe
 
 1. if ``b`` is whitespace and ``a`` is visible. Whitespace is a starter that composes with nothing before it and opens
    a new grapheme cluster after anything but a prepending format character (UAX 29, GB9b), so the normaliser maps ``x``
-   and ``y`` apart. It then splits or becomes the word mark, on which the pre-tokeniser splits, and Unigram segments
-   each word alone.
+   and ``y`` apart. The pre-tokeniser then splits there, at the whitespace or at the word mark that it became, and
+   Unigram segments each word alone.
 2. or, inside a word (Chinese, Thai, base64), if ``a`` and ``b`` are letters, digits or punctuation, each and both
    together unchanged by the normaliser, both pieces of the vocabulary, and no piece holds the bigram ``ab``. Neither
    is a mark, a conjoining jamo or a prepending letter, so neither composition nor a grapheme cluster reaches across.
@@ -310,8 +310,8 @@ def _steps(step: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
 def _text_only(state: dict[str, Any]) -> dict[str, Any]:
     """Return the JSON without anything that finds special tokens in a text; every id stays.
 
-    A piece named like a special token would still be found by Unigram, so it takes a name with a space, which the word
-    mark has replaced before the model looks. Byte pieces are looked up by name and keep theirs; ``_BYTE_GUARD`` splits
+    A piece named like a special token would still be found by Unigram, so it takes a name with a space, which no word
+    that reaches the model holds. Byte pieces are looked up by name and keep theirs; ``_BYTE_GUARD`` splits
     their literals instead.
     """
     special = {token["content"] for token in state["added_tokens"]}
@@ -320,7 +320,7 @@ def _text_only(state: dict[str, Any]) -> dict[str, Any]:
     pre_tokenizer = state["pre_tokenizer"]
     if model.get("byte_fallback"):
         pre_tokenizer = {"type": "Sequence", "pretokenizers": [*_steps(pre_tokenizer, "pretokenizers"), _BYTE_GUARD]}
-    cleared = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    cleared: dict[str, Any] = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     return {**state, **cleared, "model": model, "pre_tokenizer": pre_tokenizer}
 
 
@@ -346,7 +346,9 @@ def _is_local(state: dict[str, Any]) -> bool:
     return all(
         step["type"] in _LOCAL_NORMALIZERS or collapses_spaces(step)
         for step in _steps(state["normalizer"], "normalizers")
-    ) and all(_splits_words(step) or isolates_characters(step) for step in _steps(state["pre_tokenizer"], "pretokenizers"))
+    ) and all(
+        _splits_words(step) or isolates_characters(step) for step in _steps(state["pre_tokenizer"], "pretokenizers")
+    )
 
 
 def _check_state(state: Any, path: str | Path, *, vocab_size: int, ids: dict[str, int]) -> None:

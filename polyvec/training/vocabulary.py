@@ -10,6 +10,8 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
+from polyvec.errors import InputError
+
 #: XLM-RoBERTa's order: the encoder's bos, pad and eos ids are the first three.
 LEADING_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK = "<mask>"  # the last id, as in XLM-RoBERTa
@@ -80,7 +82,10 @@ def train_unigram(
             show_progress=False,
         ),
     )
-    return _with_bytes_and_mask(tokenizer, byte_pieces)
+    tokenizer = _with_bytes_and_mask(tokenizer, byte_pieces)
+    if (size := tokenizer.get_vocab_size()) != vocab_size:
+        raise InputError(f"vocab_size {vocab_size} needs more text to fill it, got enough for {size} pieces")
+    return tokenizer
 
 
 def _with_bytes_and_mask(tokenizer: Tokenizer, byte_pieces: Sequence[str]) -> Tokenizer:

@@ -29,7 +29,9 @@ def load_reference(folder: Path, tasks: tuple[str, ...]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the libraries' own deprecations
         base = JinaEmbeddingsV3Model.from_pretrained(folder, attn_implementation="sdpa").eval()
-        model = PeftModel.from_pretrained(base, folder / adapter_folder(tasks[0]), adapter_name=tasks[0].replace(".", "_"))
+        model = PeftModel.from_pretrained(
+            base, folder / adapter_folder(tasks[0]), adapter_name=tasks[0].replace(".", "_")
+        )
         for task in tasks[1:]:
             model.load_adapter(folder / adapter_folder(task), adapter_name=task.replace(".", "_"))
     return model.eval()

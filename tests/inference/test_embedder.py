@@ -1,0 +1,228 @@
+"""What ``Embedder`` promises: a vector is its text's own, whatever is embedded with it, on both engines."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from polyvec import Embedder, InputError, TruncationWarning, UntrainedDimensionWarning, WeightsError
+from polyvec.inference.batching import Batch
+from polyvec.tasks import TASK_NAMES
+
+WORDS = "router the train night 打印机 пароль Passwort is and".split()
+TEXTS = st.lists(st.lists(st.sampled_from(WORDS), max_size=40).map(" ".join), min_size=1, max_size=8)
+TASKS = st.sampled_from([None, *TASK_NAMES])
+SETTINGS = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+LONG = "the router is on the night train and " * 300
+
+
+@pytest.fixture(params=["onnx", "torch"])
+def any_embedder(request: pytest.FixtureRequest, embedder: Embedder, torch_embedder: Embedder) -> Embedder:
+    return embedder if request.param == "onnx" else torch_embedder
+
+
+@SETTINGS
+@given(texts=TEXTS, data=st.data())
+def test_order_neighbours_their_tasks_and_batch_size_change_nothing(
+    any_embedder: Embedder, texts: list[str], data: st.DataObject
+) -> None:
+    tasks = [data.draw(TASKS) for _ in texts]
+    alone = np.stack([any_embedder.encode(t, task=k) for t, k in zip(texts, tasks, strict=True)])
+    together = any_embedder.encode(texts, task=tasks, batch_tokens=data.draw(st.integers(1, 400)))
+    np.testing.assert_allclose(together, alone, atol=2e-6)
+    order = data.draw(st.permutations(range(len(texts))))
+    shuffled = any_embedder.encode([texts[i] for i in order], task=[tasks[i] for i in order])
+    np.testing.assert_allclose(shuffled, alone[list(order)], atol=2e-6)
+
+
+def test_int8_graph_vectors_do_not_depend_on_neighbours(model_folder: Path) -> None:
+    embedder = Embedder(model_folder, engine="onnx-int8")
+    texts = ["the router", "night train " * 30, "打印机"]
+    alone = np.stack([embedder.encode(t, task="separation") for t in texts])
+    np.testing.assert_allclose(embedder.encode(texts, task="separation"), alone, atol=2e-6)
+
+
+def test_both_engines_agree_for_every_task(embedder: Embedder, torch_embedder: Embedder) -> None:
+    texts = [" ".join(WORDS[i:]) for i in range(6)]
+    tasks = [None, *TASK_NAMES]
+    for a in tasks:
+        np.testing.assert_allclose(embedder.encode(texts, task=a), torch_embedder.encode(texts, task=a), atol=5e-6)
+
+
+@pytest.mark.parametrize("width", range(1, 33))
+def test_every_width_has_unit_norm_and_untrained_ones_warn(embedder: Embedder, width: int) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        vectors = embedder.encode(["the router", "night train"], dimensions=width)
+    assert vectors.shape == (2, width)
+    assert np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1).max() < 1e-6
+    untrained = [w for w in caught if issubclass(w.category, UntrainedDimensionWarning)]
+    assert len(untrained) == (width not in (8, 16, 32))
+    assert all("8, 16, 32" in str(w.message) for w in untrained)
+
+
+def test_a_narrow_vector_is_the_cut_and_rescaled_wide_one(embedder: Embedder) -> None:
+    wide, narrow = embedder.encode("the router"), embedder.encode("the router", dimensions=8)
+    np.testing.assert_allclose(narrow, wide[:8] / np.linalg.norm(wide[:8]), atol=1e-6)
+
+
+def test_a_task_is_its_adapter_with_its_prompt(embedder: Embedder) -> None:
+    prompt = embedder.config.prompts["retrieval.query"]
+    task = embedder.encode("router", task="retrieval.query")
+    without_prompt = embedder.encode("router", task="retrieval.query", prompt="")
+    without_adapter = embedder.encode(prompt + "router")
+    assert np.abs(task - without_prompt).max() > 1e-3 and np.abs(task - without_adapter).max() > 1e-3
+    np.testing.assert_allclose(embedder.encode(prompt + "router", task="retrieval.query", prompt=""), task, atol=1e-6)
+
+
+def test_shapes_follow_the_input(embedder: Embedder) -> None:
+    assert embedder.encode("one").shape == (32,)
+    assert embedder.encode(["one"]).shape == (1, 32)
+    assert embedder.encode(t for t in ["one", "two"]).shape == (2, 32)
+    assert embedder.encode([]).shape == (0, 32)
+    assert embedder.encode([], dtype="binary").shape == (0, 4)
+
+
+def test_a_stream_is_read_as_it_is_written(embedder: Embedder) -> None:
+    read = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal read
+        while True:
+            read += 1
+            yield "router"
+
+    first = next(embedder.encode_stream(endless(), task="classification"))
+    assert first.task == "classification" and first.num_tokens == len(embedder.tokenizer.encode("router"))
+    assert read < 5_000
+
+
+def test_a_stream_and_a_list_give_the_same_vectors(embedder: Embedder) -> None:
+    texts = [" ".join(WORDS[: i % 9 + 1]) for i in range(1500)]
+    stream = np.stack([e.vector for e in embedder.encode_stream(iter(texts)) if e.vector is not None])
+    np.testing.assert_array_equal(stream, embedder.encode(texts))
+
+
+def test_a_long_text_is_cut_with_a_warning_and_counted(embedder: Embedder) -> None:
+    with pytest.warns(TruncationWarning, match="1 of 2 texts"):
+        results = list(embedder.encode_stream(["router", LONG]))
+    assert results[0].cut_characters == 0
+    assert results[1].num_tokens == 512 and 0 < results[1].cut_characters < len(LONG)
+    with pytest.raises(InputError, match=r"texts\[1\] must be at most 512 tokens with its prompt, got \d+"):
+        embedder.encode(["router", LONG], truncate=False)
+
+
+def test_one_chunk_over_the_whole_text_is_its_vector(any_embedder: Embedder) -> None:
+    text = "the router is on. the night train is and was."
+    for task in (None, *TASK_NAMES):
+        chunks = any_embedder.encode(text, task=task, late_chunking=[(0, len(text))])
+        np.testing.assert_allclose(chunks.vectors[0], any_embedder.encode(text, task=task), atol=2e-6)
+
+
+def test_late_chunks_are_means_of_their_tokens_in_context(torch_embedder: Embedder) -> None:
+    text = "The router is on. The night train. And the password."
+    chunks = torch_embedder.encode(text, task="retrieval.passage", late_chunking="sentence")
+    assert [text[a:b] for a, b in chunks.spans] == ["The router is on.", "The night train.", "And the password."]
+    alone = torch_embedder.encode("The night train.", task="retrieval.passage")
+    assert np.abs(chunks.vectors[1] - alone).max() > 1e-3
+    fixed = torch_embedder.encode(text, late_chunking=4)
+    tokens = torch_embedder.tokenizer.encode(text)
+    assert len(fixed) == -(-(len(tokens) - 2) // 4)
+
+
+def test_late_chunks_of_many_texts_equal_those_alone(embedder: Embedder) -> None:
+    texts = ["the router. the train.", "night.", LONG, ""]
+    together = embedder.encode(texts, task="retrieval.passage", late_chunking="sentence", dimensions=16)
+    for text, chunks in zip(texts, together, strict=True):
+        alone = embedder.encode(text, task="retrieval.passage", late_chunking="sentence", dimensions=16)
+        assert alone.spans == chunks.spans
+        np.testing.assert_allclose(alone.vectors, chunks.vectors, atol=2e-6)
+    assert together[3].vectors.shape == (0, 16)
+
+
+def test_text_beyond_the_context_is_chunked_to_its_end(embedder: Embedder) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chunks = embedder.encode(LONG + "пароль", task="retrieval.passage", late_chunking=50)
+    assert chunks.spans[-1][1] == len(LONG) + 6
+    assert np.abs(np.linalg.norm(chunks.vectors, axis=1) - 1).max() < 1e-6
+
+
+def test_a_later_window_reopens_with_its_frame_and_prompt(torch_embedder: Embedder) -> None:
+    """A chunk in the second window, against that window run by hand: ``<s>``, prompt, overlap, text, ``</s>``."""
+    e = torch_embedder
+    task = e.config.tasks.index("retrieval.passage")
+    encoding = e.tokenizer.encode(LONG, prompt=e.config.prompts["retrieval.passage"])
+    ids, prefix = encoding.input_ids, encoding.num_prefix_tokens
+    body, offsets = ids[prefix:-1], encoding.offsets[prefix:-1]
+    size = e.max_tokens - prefix - 1
+    first = size - size // 2
+    chunk = range(size + 3, size + 9)
+    span = (int(offsets[chunk[0], 0]), int(offsets[chunk[-1], 1]))
+    chunks = e.encode(LONG, task="retrieval.passage", late_chunking=[(0, 3), span, (len(LONG) - 4, len(LONG))])
+    window = np.concatenate((ids[:prefix], body[first : first + size], ids[-1:]))
+    states = e.engine.token_states(Batch.of([window], [task]))
+    mean = states[[prefix + i - first for i in chunk]].mean(axis=0)
+    np.testing.assert_allclose(chunks.vectors[1], mean / np.linalg.norm(mean), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "query"}, "task must be one of retrieval.query"),
+        ({"dimensions": 0}, "dimensions must be a whole number between 1 and 32, got 0; trained widths are 8, 16, 32"),
+        ({"dimensions": 33}, "between 1 and 32"),
+        ({"dimensions": 2.5}, "whole number"),
+        ({"dtype": "int4"}, "dtype must be one of"),
+        ({"dtype": "int8"}, "needs calibrated ranges"),
+        ({"dtype": "binary", "dimensions": 4}, "multiple of 8"),
+        ({"batch_tokens": 0}, "batch_tokens"),
+        ({"late_chunking": 0}, "late_chunking"),
+        ({"late_chunking": "paragraph"}, "late_chunking"),
+        ({"late_chunking": [(0, 2)]}, "belong to one text"),
+        ({"task": ["separation"]}, "one per text, got more texts than tasks: tasks end at 1"),
+        ({"task": ["separation"] * 3}, "got more tasks than texts"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::polyvec.errors.UntrainedDimensionWarning")
+def test_bad_options_are_named(embedder: Embedder, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        embedder.encode(["one", "two"], **options)
+
+
+@pytest.mark.parametrize("texts", [None, 5, b"bytes", ["ok", None], [["nested"]]])
+def test_what_is_no_text_is_an_error(embedder: Embedder, texts: Any) -> None:
+    with pytest.raises(InputError, match="must be a str"):
+        embedder.encode(texts)
+
+
+def test_a_span_of_whitespace_is_an_error(embedder: Embedder) -> None:
+    with pytest.raises(InputError, match="must hold text"):
+        embedder.encode("the   router", late_chunking=[(4, 5)])
+
+
+@pytest.mark.parametrize("model", ["no/such/folder", Path("missing"), "./missing"])
+def test_a_model_that_is_nowhere_is_an_error(model: str | Path) -> None:
+    with pytest.raises(WeightsError, match="model must be"):
+        Embedder(model)
+
+
+def test_fingerprints_tell_apart_what_makes_vectors_differ(embedder: Embedder, mini: Embedder) -> None:
+    prints = {
+        embedder.fingerprint(),
+        embedder.fingerprint(task="separation"),
+        embedder.fingerprint(task="classification"),
+        embedder.fingerprint(task="classification", prompt="Class: "),
+        embedder.fingerprint(dimensions=16),
+        embedder.fingerprint(dtype="binary"),
+        mini.fingerprint(),
+    }
+    assert len(prints) == 7
+    assert embedder.fingerprint() == embedder.fingerprint(dimensions=32)

@@ -1,0 +1,71 @@
+"""The graph is written whole, close to its weights, or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from polyvec.errors import InputError, WeightsError
+from polyvec.inference import export
+from polyvec.inference.engines.onnx import OnnxEngine
+from polyvec.model.encoder import Encoder
+from polyvec.model.weights import load_encoder, save_original
+
+
+@pytest.fixture
+def folder(model_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(model_folder, tmp_path / "model"))
+
+
+def test_the_fp32_graph_keeps_to_the_weights(folder: Path) -> None:
+    parity = export.export_onnx(folder, precision="fp32")
+    assert parity.max_abs_error < 1e-5 and parity.min_cosine > 0.999999
+
+
+def test_the_int8_graph_keeps_the_cosines(folder: Path) -> None:
+    assert export.export_onnx(folder, precision="int8").min_cosine > 0.999
+
+
+def test_a_graph_that_is_off_is_refused_and_the_old_one_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (folder / "model.onnx").read_bytes()
+    monkeypatch.setitem(export.LIMITS, "fp32", export.Parity(1e-9, 1.0))
+    with pytest.raises(WeightsError, match="must keep to"):
+        export.export_onnx(folder, precision="fp32")
+    assert (folder / "model.onnx").read_bytes() == before
+    assert not list(folder.glob(".partial*"))
+
+
+def test_a_wrong_weight_is_caught_by_the_gate(folder: Path, encoder: Encoder) -> None:
+    engine = OnnxEngine(folder / "model.onnx", encoder.config)
+    changed = load_encoder(folder)
+    changed.layers[1].mlp.fc2.bias.data[3] += 0.01  # type: ignore[union-attr, operator]
+    assert export.measure_parity(encoder, engine).max_abs_error < export.LIMITS["fp32"].max_abs_error
+    assert export.measure_parity(changed, engine).max_abs_error > export.LIMITS["fp32"].max_abs_error
+
+
+def test_only_our_layout_takes_a_graph(encoder: Encoder, tmp_path: Path) -> None:
+    save_original(encoder, tmp_path / "original")
+    with pytest.raises(InputError, match="polyvec's layout"):
+        export.export_onnx(tmp_path / "original")
+    with pytest.raises(InputError, match="precision must be one of"):
+        export.export_onnx(tmp_path / "original", precision="int4")
+
+
+def test_a_cut_graph_is_an_error(folder: Path, encoder: Encoder) -> None:
+    path = folder / "model.onnx"
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(WeightsError, match="whole ONNX file"):
+        OnnxEngine(path, encoder.config)
+
+
+def test_embedding_on_the_cpu_imports_no_torch(model_folder: Path) -> None:
+    code = (
+        "import sys; from polyvec import Embedder; "
+        f"Embedder({str(model_folder)!r}).encode('text', task='separation'); "
+        "assert 'torch' not in sys.modules and 'onnx' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
