@@ -1,8 +1,8 @@
 """polyvec-mini: the whole run, stage by stage, as it was trained.
 
     python -m recipes.mini prepare --data DATA --teachers FOLDER... --work WORK
-    python -m recipes.mini static  --work WORK --steps 800
-    python -m recipes.mini distil  --work WORK --steps 720
+    python -m recipes.mini static --work WORK --steps 500
+    python -m recipes.mini distil --work WORK --steps 360
     python -m recipes.mini adapters --work WORK --data DATA --steps 50
     python -m recipes.mini finish --work WORK --data DATA --teacher FOLDER
 
@@ -186,12 +186,17 @@ def distil(
     batch_size: int = 192,
     learning_rate: float = 1e-3,
     save_every: int = 100,
+    seed: int = 2,
 ) -> None:
-    """Stage 2: the whole encoder, from the static one or from an earlier leg of this stage (``--start distil``)."""
+    """Stage 2: the whole encoder, from the static one or from an earlier leg of this stage (``--start distil``).
+
+    Give each leg a seed of its own: the batches are a function of it, and a leg with the seed of the one before reads
+    the same texts again, which looks like progress in the log and is not.
+    """
     torch.manual_seed(1)
     encoder = load_encoder(work / start).train()
     switch_dropout_off(encoder)
-    data = Distillation(work, batch_size, seed=2)
+    data = Distillation(work, batch_size, seed=seed)
     table = [p for n, p in encoder.named_parameters() if n.startswith("embeddings.") and "lora" not in n]
     layers = [p for n, p in encoder.named_parameters() if n.startswith("layers.") and "lora" not in n]
 

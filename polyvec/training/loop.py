@@ -47,7 +47,7 @@ def train(
     optimizer = torch.optim.AdamW(
         [{"params": list(p), "lr": schedule.learning_rate * m, "base": m} for p, m in groups],
         weight_decay=0.0,
-        # RoBERTa's: at 0.999 the second moment of a rare token's row forgets too slowly, and runs here spiked.
+        # RoBERTa's: rows of rare tokens see few steps, and at 0.999 their second moment starts from zero for long.
         betas=(0.9, 0.98),
     )
     parameters = [p for group, _ in groups for p in group]

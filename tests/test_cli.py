@@ -1,0 +1,140 @@
+"""The command as a user runs it: real processes, real files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polyvec import Embedder
+from polyvec.files import read_vectors
+
+ENGLISH = ["The train is late.", "A cat sleeps on the chair.", "How do I change my password?"]
+GERMAN = ["Wie ändere ich mein Passwort?", "Der Zug hat Verspätung.", "Eine Katze schläft auf dem Stuhl."]
+
+
+def polyvec(*arguments: object, stdin: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-c", "from polyvec.cli import app; app()", *map(str, arguments)]
+    result = subprocess.run(command, input=stdin, capture_output=True, text=True, encoding="utf-8")
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def test_stdin_to_stdout_gives_a_line_for_each(mini: Embedder) -> None:
+    result = polyvec("embed", "-", "--task", "text-matching", "--dimensions", 64, stdin="\n".join(ENGLISH) + "\n")
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["text"] for row in rows] == ENGLISH
+    expected = mini.encode(ENGLISH, task="text-matching", dimensions=64)
+    np.testing.assert_allclose([row["embedding"] for row in rows], expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet", ".jsonl"])
+def test_a_table_becomes_a_vector_file(tmp_path: Path, mini: Embedder, suffix: str) -> None:
+    source, output = tmp_path / "notes.csv", tmp_path / f"vectors{suffix}"
+    source.write_text("id,body\n" + "".join(f"{i},{t}\n" for i, t in enumerate(ENGLISH)), encoding="utf-8")
+    result = polyvec("embed", source, "-o", output, "--column", "body", "--task", "separation", "--dtype", "float16")
+    assert result.stdout == "" and "3 vectors of 384 float16" in result.stderr
+    vectors, records, stamp = read_vectors(output)
+    np.testing.assert_allclose(vectors, mini.encode(ENGLISH, task="separation", dtype="float16"), atol=1e-3)
+    assert stamp["task"] == "separation"
+    assert stamp["fingerprint"] == mini.fingerprint(task="separation", dtype="float16")
+    assert not records or records[1] == {"id": "1", "body": ENGLISH[1]}
+
+
+def test_search_finds_the_passage_and_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("The train is late today.\n\nA cat sleeps on the chair.\n\nBread needs flour and water.\n")
+    result = polyvec("search", "Wo schläft die Katze?", path, "--top", 2)
+    lines = [line.split("\t") for line in result.stdout.splitlines()]
+    assert len(lines) == 2
+    assert lines[0][1:] == [f"{path}:3", "A cat sleeps on the chair."]
+    assert float(lines[0][0]) >= float(lines[1][0])
+
+
+def test_match_pairs_translations(tmp_path: Path) -> None:
+    first, second = tmp_path / "en.txt", tmp_path / "de.txt"
+    first.write_text("\n".join(ENGLISH), encoding="utf-8")
+    second.write_text("\n".join(GERMAN), encoding="utf-8")
+    lines = [line.split("\t") for line in polyvec("match", first, second).stdout.splitlines()]
+    assert [line[2] for line in lines] == [GERMAN[1], GERMAN[2], GERMAN[0]]
+    score = float(polyvec("match", "The train is late.", "Der Zug hat Verspätung.").stdout.split("\t")[0])
+    assert score == pytest.approx(float(lines[0][0]), abs=1e-3)
+
+
+def test_match_refuses_vectors_of_another_model(tmp_path: Path, model_folder: Path) -> None:
+    source = tmp_path / "en.txt"
+    source.write_text("\n".join(ENGLISH))
+    polyvec("embed", source, "-o", tmp_path / "mini.npy", "--dimensions", 32)
+    polyvec("embed", source, "-o", tmp_path / "tiny.npy", "--model", model_folder)
+    result = polyvec("match", tmp_path / "mini.npy", tmp_path / "tiny.npy", code=2)
+    assert "must hold vectors of the same weights" in result.stderr and result.stdout == ""
+    same = polyvec("match", tmp_path / "mini.npy", tmp_path / "mini.npy").stdout.splitlines()
+    assert [line.split("\t")[0] for line in same] == ["1.0000"] * 3
+
+
+def test_info_names_tasks_dimensions_and_fingerprints(mini: Embedder) -> None:
+    facts = json.loads(polyvec("info").stdout)
+    assert facts["dimensions"] == [32, 64, 128, 256, 384] and facts["max_tokens"] == 8192
+    assert facts["tasks"]["retrieval.query"] == {
+        "prompt": mini.config.prompts["retrieval.query"],
+        "fingerprint": mini.fingerprint(task="retrieval.query"),
+    }
+
+
+def test_export_writes_every_layout_and_each_loads(tmp_path: Path, model_folder: Path) -> None:
+    for layout in ("hf", "original", "polyvec"):
+        polyvec("export", model_folder, "-o", tmp_path / layout, "--layout", layout)
+        shutil.copyfile(model_folder / "tokenizer.json", tmp_path / layout / "tokenizer.json")
+    expected = Embedder(model_folder, engine="torch").encode("the router", task="retrieval.query")
+    for layout in ("hf", "original", "polyvec"):
+        vector = Embedder(tmp_path / layout, engine="torch").encode("the router", task="retrieval.query")
+        np.testing.assert_array_equal(vector, expected)
+    result = polyvec("export", tmp_path / "polyvec", "--onnx", "int8")
+    assert "int8 graph" in result.stderr and (tmp_path / "polyvec" / "model.int8.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["embed", "missing.txt"], "missing.txt must be a readable file"),
+        (["embed", "notes.txt", "--task", "query"], "task must be one of retrieval.query"),
+        (["embed", "notes.txt", "--dimensions", "385"], "dimensions must be a whole number between 1 and 384"),
+        (["embed", "notes.txt", "--dtype", "int4"], "dtype must be one of"),
+        (["embed", "notes.txt", "-o", "out.bin"], "output must end in"),
+        (["embed", "notes.txt", "--model", "nowhere"], "model must be"),
+        (["embed", "notes.jsonl", "--column", "body"], "notes.jsonl:1 must have the column 'body'"),
+        (["embed", "long.txt", "--no-truncate"], "texts[0] must be at most 8192 tokens"),
+        (["search", " ", "notes.txt"], "query must hold text"),
+        (["search", "train", "missing.txt"], "missing.txt must be a readable file"),
+        (["search", "train", "notes.txt", "--top", "0"], "top must be at least 1"),
+        (["match", "missing.npy", "text"], "missing.npy must be a readable file"),
+        (["export", "polyvec-mini"], "export needs --output or --onnx"),
+        (["export", "polyvec-mini", "-o", ".", "--layout", "hf"], "output must be a new or empty folder"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "notes.txt").write_text("one\n")
+    (tmp_path / "notes.jsonl").write_text('{"text": "one"}\n')
+    (tmp_path / "long.txt").write_text("one " * 9000)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    result = polyvec(*arguments, code=2)
+    assert message in result.stderr and result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1 and result.stdout == ""
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_cut_text_is_told_on_stderr(tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("one " * 9000)
+    result = polyvec("embed", path)
+    assert result.stderr.startswith("warning: 1 of 1 texts were longer than 8192 tokens")
+    assert len(json.loads(result.stdout)["embedding"]) == 384

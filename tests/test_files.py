@@ -1,0 +1,129 @@
+"""Records in, vectors out, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polyvec.errors import InputError
+from polyvec.files import VectorWriter, expand, read_records, read_vectors
+
+STAMP = {"weights": "abc", "dimensions": 16, "dtype": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("a.txt", "one\n\ntwo", ["one", "", "two"]),
+        ("a.jsonl", '{"text": "one"}\n"two"\n', ["one", "two"]),
+        ("a.csv", 'id,text\n1,"one\nline"\n2,two\n', ["one\nline", "two"]),
+        ("a.tsv", "text\tid\none\t1\n", ["one"]),
+    ],
+)
+def test_every_format_gives_its_texts(tmp_path: Path, name: str, content: str, texts: list[str]) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    assert [r["text"] for r in read_records(path)] == texts
+
+
+def test_parquet_gives_its_texts_and_keeps_other_columns(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"body": ["one", "two"], "id": [1, 2]}), path)
+    assert list(read_records(path, column="body")) == [{"body": "one", "id": 1}, {"body": "two", "id": 2}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "one"}\n{"body": "two"}\n', r"a\.jsonl:2 must have the column 'text', got body"),
+        ("a.jsonl", b"{oops\n", r"a\.jsonl:1 must be one JSON value"),
+        ("a.jsonl", b"[1]\n", r"a\.jsonl:1 must be a JSON object or string, got list"),
+        ("a.jsonl", b'{"text": null}\n', r"a\.jsonl:1: 'text' must be a text, got NoneType"),
+        ("a.csv", b"id\n1\n", r"a\.csv:2 must have the column 'text', got id"),
+        ("a.txt", b"ok\n\xff\n", r"a\.txt must be UTF-8 text, got byte 0xff"),
+        ("a.parquet", b"PAR?", r"a\.parquet must be a readable Parquet file"),
+        ("missing.txt", None, r"missing\.txt must be a readable file, got: No such file"),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_its_row(
+    tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        list(read_records(path))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet", ".jsonl"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "binary", "ubinary"])
+def test_vectors_come_back_bit_for_bit(tmp_path: Path, suffix: str, dtype: str) -> None:
+    path = tmp_path / f"vectors{suffix}"
+    stamp = {**STAMP, "dtype": dtype}
+    rng = np.random.default_rng(0)
+    width = 2 if "binary" in dtype else 16
+    kind = {"binary": "int8", "ubinary": "uint8"}.get(dtype, dtype)
+    whole = "int" in np.dtype(kind).name
+    rows = rng.integers(0, 100, (5000, width)) if whole else rng.normal(size=(5000, width))
+    rows = rows.astype(kind)
+    with VectorWriter(path, stamp) as writer:
+        for i, row in enumerate(rows):
+            writer.write({"text": f"t{i}"}, row)
+    vectors, records, found = read_vectors(path)
+    np.testing.assert_array_equal(vectors, rows)
+    assert vectors.dtype == rows.dtype and found == stamp
+    assert records == ([] if suffix == ".npy" else [{"text": f"t{i}"} for i in range(5000)])
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet", ".jsonl"])
+def test_no_rows_make_a_whole_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"vectors{suffix}"
+    with VectorWriter(path, STAMP):
+        pass
+    assert len(read_vectors(path)[0]) == 0
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet", ".jsonl"])
+def test_a_failure_leaves_the_good_file_and_no_partial_one(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"vectors{suffix}"
+    row = np.ones(16, np.float32)
+    with VectorWriter(path, STAMP) as writer:
+        writer.write({"text": "good"}, row)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(RuntimeError), VectorWriter(path, {**STAMP, "weights": "other"}) as writer:
+        writer.write({"text": "bad"}, row)
+        raise RuntimeError("killed")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_an_output_that_cannot_be_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"must end in \.jsonl, \.parquet, \.npy, got 'vectors\.txt'"):
+        VectorWriter(tmp_path / "vectors.txt", STAMP)
+    with pytest.raises(InputError, match="folder must exist"):
+        VectorWriter(tmp_path / "no" / "vectors.npy", STAMP)
+
+
+def test_a_foreign_vector_file_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "vectors.npy"
+    np.save(path, np.ones((2, 16)))
+    with pytest.raises(InputError, match="written by polyvec"):
+        read_vectors(path)
+    (tmp_path / "vectors.jsonl").write_text(json.dumps({"text": "no vector"}))
+    with pytest.raises(InputError, match="written by polyvec"):
+        read_vectors(tmp_path / "vectors.jsonl")
+
+
+def test_folders_stand_for_the_text_files_in_them(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("b.md", "a.txt", "sub/c.rst", "photo.png"):
+        (tmp_path / name).write_text("x")
+    assert [p.name for p in expand([tmp_path])] == ["a.txt", "b.md", "c.rst"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="got none"):
+        expand([tmp_path / "empty"])

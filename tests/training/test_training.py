@@ -1,0 +1,200 @@
+"""Every stage of training does what its name says, on a model of a few thousand parameters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from polyvec.data.sampling import GroupedSampler, LabelSampler
+from polyvec.data.tokenized import TokenizedTexts
+from polyvec.errors import InputError
+from polyvec.losses import cosent, distillation, info_nce, matryoshka, pair_loss, separation_loss
+from polyvec.model.config import tiny
+from polyvec.model.pooling import mean_pool, truncate
+from polyvec.samples import corpus
+from polyvec.text.tokenizer import Tokenizer
+from polyvec.training.adapters import (
+    classification_step,
+    freeze_base,
+    retrieval_step,
+    separation_step,
+    text_encoder,
+    text_matching_step,
+)
+from polyvec.training.distill import StaticStudent, co_occurrence_table, distillation_loss, grow
+from polyvec.training.loop import Schedule, train
+from polyvec.training.teachers import combine
+from polyvec.training.vocabulary import balanced_sample, train_unigram
+from tests.conftest import packed, random_encoder
+
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+DIMS = (8, 32)
+
+
+def unit(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def test_losses_have_their_closed_forms() -> None:
+    same = torch.ones(5, 4) / 2
+    assert float(info_nce(same, same, temperature=0.05)) == pytest.approx(np.log(5))
+    assert float(pair_loss(same, same, temperature=0.05)) == pytest.approx(2 * np.log(5))
+    assert float(distillation(same, -same)) == pytest.approx(2.0)
+    right, wrong = torch.tensor([0.9, 0.1]), torch.tensor([0.1, 0.9])
+    grades = torch.tensor([1.0, 0.0])
+    assert float(cosent(wrong, grades, temperature=0.05)) == pytest.approx(np.log1p(np.exp(0.8 / 0.05)), rel=1e-5)
+    assert float(cosent(right, grades, temperature=0.05)) == pytest.approx(np.log1p(np.exp(-0.8 / 0.05)), abs=1e-6)
+    assert float(cosent(wrong, torch.ones(2), temperature=0.05)) == pytest.approx(0.0)
+
+
+def test_separation_wants_labels_together() -> None:
+    apart, mixed = torch.eye(4)[[0, 0, 1, 1]], torch.eye(4)[[0, 1, 0, 1]]
+    labels = torch.tensor([0, 0, 1, 1])
+    assert separation_loss(apart, labels, temperature=0.05) < 0.01
+    assert separation_loss(mixed, labels, temperature=0.05) > 10
+
+
+def test_matryoshka_is_the_mean_over_cut_and_rescaled_widths() -> None:
+    first, second = unit(6, 16), unit(6, 16, seed=1)
+    by_hand = [info_nce(truncate(first, d), truncate(second, d), temperature=0.1) for d in (4, 16)]
+    whole = matryoshka(info_nce, first, second, dims=(4, 16), temperature=0.1)
+    torch.testing.assert_close(whole, torch.stack(by_hand).mean())
+
+
+def test_a_grown_encoder_computes_what_its_student_did() -> None:
+    torch.manual_seed(0)
+    student = StaticStudent(tiny())
+    student.scale.data.uniform_(0.5, 1.5), student.shift.data.normal_()
+    ids, cu_seqlens = packed([4, 9, 2])
+    encoder = grow(student).eval()
+    with torch.no_grad():
+        states = encoder(ids, cu_seqlens, torch.full((3,), -1))
+        torch.testing.assert_close(mean_pool(states, cu_seqlens), student(ids, cu_seqlens), atol=1e-4, rtol=0)
+
+
+def test_distillation_learns_its_targets_from_a_first_table(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    texts = TokenizedTexts(*_rows([packed([6], seed=i)[0].numpy() for i in range(64)]))
+    targets = unit(64, 32).numpy()
+    student = StaticStudent(tiny())
+    student.table.data = co_occurrence_table(texts, targets, np.arange(64), 512)
+
+    def loss(rows: np.ndarray) -> torch.Tensor:
+        ids, cu_seqlens = texts.pack(rows)
+        goals = torch.from_numpy(targets[rows])
+        return distillation_loss(student(ids, cu_seqlens), goals, dims=DIMS, contrast=0.1, temperature=0.05)
+
+    rng = np.random.default_rng(0)
+    losses = train(
+        [(list(student.parameters()), 1.0)],
+        lambda step: rng.choice(64, 16, replace=False),
+        loss,
+        Schedule(steps=40, learning_rate=0.05, warmup_steps=2),
+        log_path=tmp_path / "log.jsonl",
+    )
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [20, 40]
+
+
+def _rows(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate(rows).astype(np.int32), np.cumsum([0, *map(len, rows)])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(FloatingPointError, match="step 0"):
+        train(
+            [([weight], 1.0)], lambda step: step, lambda step: weight.sum() * float("nan"),
+            Schedule(steps=3, learning_rate=0.1), log_path=tmp_path / "log.jsonl",
+        )  # fmt: skip
+    assert weight.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("stage", "trained"),
+    [
+        ("retrieval", {"retrieval.query", "retrieval.passage"}),
+        ("text-matching", {"text-matching"}),
+        ("classification", {"classification"}),
+        ("separation", {"separation"}),
+    ],
+)
+def test_an_adapter_stage_learns_and_touches_its_own_adapters_alone(
+    tmp_path: Path, tokenizer: Tokenizer, stage: str, trained: set[str]
+) -> None:
+    encoder = random_encoder(tiny(**NO_DROPOUT)).train()
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    encode = text_encoder(encoder, tokenizer, max_tokens=64)
+    texts = [row["text"] for row in corpus()[:8]]
+    pairs = [(a[:30], a[30:]) for a in texts]
+    steps = {
+        "retrieval": lambda step: retrieval_step(encode, pairs, dims=DIMS),
+        "text-matching": lambda step: text_matching_step(
+            encode, [(a, b, i / 8) for i, (a, b) in enumerate(pairs)], pairs, dims=DIMS
+        ),
+        "classification": lambda step: classification_step(encode, [t for pair in pairs for t in pair], dims=DIMS),
+        "separation": lambda step: separation_step(encode, texts, [0, 0, 0, 0, 1, 1, 1, 1], dims=DIMS),
+    }
+    losses = train(
+        [(freeze_base(encoder), 1.0)], lambda step: step, steps[stage],
+        Schedule(steps=40, learning_rate=0.02, warmup_steps=2), log_path=tmp_path / "log.jsonl",
+    )  # fmt: skip
+    assert losses[-1] < 0.8 * losses[0]
+    names = encoder.config.tasks
+    for name, tensor in encoder.state_dict().items():
+        if ".lora_" not in name or name.startswith("pooler"):
+            assert torch.equal(tensor, before[name]), name
+            continue
+        for i, task in enumerate(names):
+            if task not in trained:
+                assert torch.equal(tensor[i], before[name][i]), (name, task)
+    changed = encoder.state_dict()["layers.0.mlp.fc1.lora_A"]
+    assert all(
+        not torch.equal(changed[names.index(t)], before["layers.0.mlp.fc1.lora_A"][names.index(t)]) for t in trained
+    )
+
+
+def test_batches_hold_one_group_and_repeat_exactly() -> None:
+    keyed = [(key, (key, i)) for key, count in (("a", 50), ("b", 20), ("c", 3)) for i in range(count)]
+    sampler = GroupedSampler(keyed, smallest=10, seed=1)
+    seen = set()
+    for step in range(30):
+        batch = sampler.draw(step, 8)
+        assert len({key for key, _ in batch}) == 1 and len(set(batch)) == 8
+        assert batch == sampler.draw(step, 8)
+        seen.add(batch[0][0])
+    assert seen == {"a", "b"}
+
+
+def test_labelled_batches_hold_whole_classes() -> None:
+    rows = [("d", f"class {c}", f"text {c} {i}") for c in range(5) for i in range(c + 1)]
+    texts, labels = LabelSampler(rows, per_class=3).draw(0, 2)
+    assert labels == [0, 0, 0, 1, 1, 1] and len(set(texts)) == 6
+    assert len({t.split()[1] for t in texts[:3]}) == 1
+
+
+def test_combined_teachers_keep_the_mean_of_their_cosines_and_order_components() -> None:
+    first, second = unit(40, 8).numpy(), unit(40, 6, seed=1).numpy()
+    targets = combine([first, second], width=14)
+    centred = [t - t.mean(0) for t in (first, second)]
+    cosines = [c @ c.T / np.outer(*(np.linalg.norm(c, axis=1),) * 2) for c in centred]
+    np.testing.assert_allclose(targets @ targets.T, np.mean(cosines, axis=0), atol=1e-5)
+    variances = targets.var(axis=0)
+    assert variances[:4].sum() > variances[-4:].sum()
+
+
+def test_a_small_language_keeps_a_share_of_the_vocabulary_sample() -> None:
+    texts = {"en": ["e" * 100] * 1000, "sw": ["s" * 100] * 10}
+    sample = "".join(balanced_sample(texts, budget_chars=20_000))
+    assert 0.05 < sample.count("s") / len(sample) < 0.2
+    assert abs(len(sample) - 20_000) < 1_000
+
+
+def test_too_little_text_for_a_vocabulary_is_an_error() -> None:
+    with pytest.raises(InputError, match="vocab_size 2000 needs more text"):
+        train_unigram(["just a few words"] * 3, vocab_size=2000)
