@@ -86,6 +86,6 @@ def test_long_input_works_within_a_gigabyte(work: str) -> None:
 
 
 def test_a_text_of_many_windows_is_late_chunked_within_a_gigabyte(model_folder: Path) -> None:
-    """A hundred kilobytes, dozens of windows, with a tiny encoder: memory goes to tokens, and mini would take minutes."""
+    """A hundred kilobytes in dozens of windows, with a tiny encoder: mini would take minutes."""
     text = "'the quick brown fox ' * 5_000"
     assert peak_memory_of(str(model_folder), f"assert len(m.encode({text}, late_chunking=2000)) > 10") < 1_000_000_000
