@@ -45,9 +45,8 @@ def main() -> None:
         with torch.no_grad():
             ours = encoder(ids, cu_seqlens, task_ids)
         theirs = reference_states(reference, ids, cu_seqlens, chosen)
-        print(
-            f"{name}: max abs error {float((ours - theirs).abs().max()):.1e} of states to {float(theirs.abs().max()):.1f}"
-        )
+        error, largest = float((ours - theirs).abs().max()), float(theirs.abs().max())
+        print(f"{name}: max abs error {error:.1e} of states to {largest:.1f}")
 
 
 if __name__ == "__main__":
