@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
@@ -112,7 +113,7 @@ def _embedded(
     batch_tokens: int,
     truncate: bool,
 ) -> Iterator[tuple[Record, Any]]:
-    waiting: list[Record] = []
+    waiting: deque[Record] = deque()
 
     def texts() -> Iterator[str]:
         for record in records:
@@ -124,7 +125,7 @@ def _embedded(
         progress=sys.stderr.isatty(),
     )  # fmt: skip
     for embedding in stream:
-        yield waiting.pop(0), embedding.vector
+        yield waiting.popleft(), embedding.vector
 
 
 def make_stamp(embedder: Embedder, *, task: str | None, dimensions: int | None, dtype: str) -> Stamp:

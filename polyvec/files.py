@@ -52,11 +52,9 @@ def read_records(path: Path | None, *, column: str = "text") -> Iterator[Record]
             else:
                 yield from _lines(file, column)
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} must be UTF-8 text, got byte {error.object[error.start]:#x} at {error.start}"
-        ) from error
+        raise _not_text(path, error) from error
     except OSError as error:
-        raise InputError(f"{path} must be a readable file, got: {error.strerror or error}") from error
+        raise _unreadable(path, error) from error
 
 
 def _lines(file: IO[str], column: str) -> Iterator[Record]:
@@ -321,11 +319,9 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} must be UTF-8 text, got byte {error.object[error.start]:#x} at {error.start}"
-        ) from error
+        raise _not_text(path, error) from error
     except OSError as error:
-        raise InputError(f"{path} must be a readable file, got: {error.strerror or error}") from error
+        raise _unreadable(path, error) from error
 
 
 def expand(paths: Iterable[Path]) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,22 +72,23 @@ def search(
         raise InputError("query must hold text, got nothing; say what to look for")
     question = embedder.encode(query, task="retrieval.query", dimensions=dimensions)
     hits: list[Hit] = []
-    kept: list[Document] = []
+    waiting: deque[Document] = deque()  # read, and not yet embedded
 
     def texts() -> Iterator[str]:
         for document in documents:
-            kept.append(document)
+            waiting.append(document)
             yield document.text
 
     stream = embedder.encode_stream(
         texts(), task="retrieval.passage", dimensions=dimensions, late_chunking=passage_spans, progress=progress
     )
-    for number, embedding in enumerate(stream):
+    for embedding in stream:
         assert embedding.chunks is not None
+        document = waiting.popleft()
         scores = embedding.chunks.vectors @ question
         for i in np.argsort(-scores, kind="stable")[:top]:
             start, end = embedding.chunks.spans[i]
-            hits.append(Hit(float(scores[i]), kept[number], start, end))
+            hits.append(Hit(float(scores[i]), document, start, end))
         hits = sorted(hits, key=lambda hit: -hit.score)[:top]
     return hits
 
