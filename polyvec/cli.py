@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator
-from functools import wraps
+from collections.abc import Callable
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -24,16 +23,17 @@ from polyvec import __version__
 from polyvec.apps.search import highlights, read_documents, search
 from polyvec.errors import InputError, PolyvecError, TruncationWarning, UntrainedDimensionWarning
 from polyvec.files import (
-    Record,
     Stamp,
-    VectorWriter,
     check_same_model,
     is_vector_file,
     json_line,
     read_records,
     read_vectors,
+    vector_writer,
 )
 from polyvec.inference.embedder import Embedder
+from polyvec.inference.quantize import as_unit
+from polyvec.streams import paired
 
 app = typer.Typer(
     help="Task-specific Matryoshka embeddings of text in many languages.",
@@ -89,43 +89,22 @@ def embed(
     embedder = Embedder(model, engine=engine)
     stamp = make_stamp(embedder, task=task, dimensions=dimensions, dtype=dtype)
     records = read_records(None if source == "-" else Path(source), column=column)
-    rows = _embedded(embedder, records, column, task, dimensions, dtype, batch_tokens, truncate)
+    encode = partial(
+        embedder.encode_stream, task=task, dimensions=dimensions, dtype=dtype, batch_tokens=batch_tokens,
+        truncate=truncate, progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    rows = ((record, np.asarray(e.vector)) for record, e in paired(records, lambda record: record[column], encode))
     if output == "-":
         for record, vector in rows:
             sys.stdout.write(json_line(record, vector))
         sys.stdout.flush()
         return
-    with VectorWriter(Path(output), stamp) as writer:
+    with vector_writer(Path(output), stamp) as writer:
         count = 0
         for record, vector in rows:
             writer.write(record, vector)
             count += 1
     typer.echo(f"{count} vectors of {stamp['dimensions']} {dtype} in {output}", err=True)
-
-
-def _embedded(
-    embedder: Embedder,
-    records: Iterator[Record],
-    column: str,
-    task: str | None,
-    dimensions: int | None,
-    dtype: str,
-    batch_tokens: int,
-    truncate: bool,
-) -> Iterator[tuple[Record, Any]]:
-    waiting: deque[Record] = deque()
-
-    def texts() -> Iterator[str]:
-        for record in records:
-            waiting.append(record)
-            yield record[column]
-
-    stream = embedder.encode_stream(
-        texts(), task=task, dimensions=dimensions, dtype=dtype, batch_tokens=batch_tokens, truncate=truncate,
-        progress=sys.stderr.isatty(),
-    )  # fmt: skip
-    for embedding in stream:
-        yield waiting.popleft(), embedding.vector
 
 
 def make_stamp(embedder: Embedder, *, task: str | None, dimensions: int | None, dtype: str) -> Stamp:
@@ -202,7 +181,7 @@ def match(
                 check_same_model(stamps[0], made, ("the vector file", name))
             dtype = stamps[0]["dtype"] if stamps else "float32"
             stored = embedder.encode(labels, task=task, dimensions=width, dtype=dtype)
-        vectors.append(_as_unit(stored, stamps[0]["dtype"] if stamps else "float32"))
+        vectors.append(as_unit(stored, stamps[0]["dtype"] if stamps else "float32"))
     cosines = vectors[0] @ vectors[1].T
     for i, row in enumerate(cosines):
         for j in np.argsort(-row, kind="stable")[:top]:
@@ -228,15 +207,6 @@ def _side(argument: str, column: str) -> tuple[list[str], Any, Stamp | None]:
     if not texts:
         raise InputError(f"{argument} must hold at least one text, got none")
     return texts, None, None
-
-
-def _as_unit(vectors: Any, dtype: str) -> Any:
-    """Return rows whose dot products are cosines; of bits, those of the signs."""
-    if dtype in ("binary", "ubinary"):
-        bits = np.unpackbits((vectors.astype(np.int16) + (128 if dtype == "binary" else 0)).astype(np.uint8), axis=1)
-        vectors = bits.astype(np.float32) * 2 - 1
-    vectors = vectors.astype(np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def _one_line(text: str) -> str:

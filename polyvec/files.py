@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from polyvec.atomic import whole_file, write_json
 from polyvec.errors import InputError, MissingExtraError
 
 Record = dict[str, Any]
@@ -25,7 +25,6 @@ Stamp = dict[str, Any]
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
-VECTOR_SUFFIXES = (".jsonl", ".parquet", ".npy")
 _STAMP_KEY = b"polyvec"
 _PARQUET_ROWS = 4096
 
@@ -108,46 +107,38 @@ def _checked(row: Record, path: Path, number: int, column: str) -> Record:
     return row
 
 
-class _Format(Protocol):
+class VectorFile(Protocol):
+    """An open file of vectors."""
+
     def write(self, record: Record, vector: NDArray[Any]) -> None: ...
 
     def close(self, *, whole: bool) -> None: ...
 
 
-class VectorWriter:
-    """Writes records with their vectors to ``.jsonl``, ``.parquet`` or ``.npy`` (vectors alone), row by row.
+@contextmanager
+def vector_writer(path: Path, stamp: Stamp) -> Iterator[VectorFile]:
+    """Yield a writer of records with their vectors to ``.jsonl``, ``.parquet`` or ``.npy`` (vectors alone), row by row.
 
-    Used as a context: the file takes its name when the context ends well, and nothing is left when it does not.
+    The file takes its name when the context ends well, and nothing is left when it does not.
     """
-
-    def __init__(self, path: Path, stamp: Stamp) -> None:
-        if path.suffix.lower() not in VECTOR_SUFFIXES:
-            raise InputError(f"output must end in {', '.join(VECTOR_SUFFIXES)}, got {path.name!r}")
-        if not path.parent.is_dir():
-            raise InputError(f"output folder must exist, got {path.parent}; create it first")
-        self.path, self.stamp = path, stamp
-        self.partial = path.with_name(f".{path.name}.partial")
-        formats: dict[str, Callable[[Path, Stamp], _Format]] = {
-            ".jsonl": _JsonlFile, ".parquet": _ParquetFile, ".npy": _NpyFile,
-        }  # fmt: skip
-        self._format = formats[path.suffix.lower()]
-
-    def __enter__(self) -> VectorWriter:
-        self._file = self._format(self.partial, self.stamp)
-        return self
-
-    def write(self, record: Record, vector: NDArray[Any]) -> None:
-        self._file.write(record, vector)
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+    formats: dict[str, Callable[[Path, Stamp], VectorFile]] = {
+        ".jsonl": _JsonlFile, ".parquet": _ParquetFile, ".npy": _NpyFile,
+    }  # fmt: skip
+    suffix = path.suffix.lower()
+    if suffix not in formats:
+        raise InputError(f"output must end in {', '.join(formats)}, got {path.name!r}")
+    if not path.parent.is_dir():
+        raise InputError(f"output folder must exist, got {path.parent}; create it first")
+    with whole_file(path) as partial:
+        file = formats[suffix](partial, stamp)
+        is_whole = False
         try:
-            self._file.close(whole=kind is None)
-            if kind is None:
-                if self.path.suffix.lower() != ".parquet":
-                    _write_stamp(self.path, self.stamp)
-                os.replace(self.partial, self.path)
+            yield file
+            is_whole = True
         finally:
-            self.partial.unlink(missing_ok=True)
+            file.close(whole=is_whole)
+        if suffix != ".parquet":
+            write_json(stamp, _stamp_path(path))
 
 
 class _JsonlFile:
@@ -284,12 +275,6 @@ def packed_width(stamp: Stamp) -> int:
 
 def _stamp_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
-
-
-def _write_stamp(path: Path, stamp: Stamp) -> None:
-    partial = path.with_name(f".{path.name}.json.partial")
-    partial.write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, _stamp_path(path))
 
 
 def _read_stamp(path: Path) -> Stamp:

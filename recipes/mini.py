@@ -251,9 +251,7 @@ def adapters(
     clusters = LabelSampler(rows, per_class=8, seed=7)
 
     steps_of: dict[str, Callable[[int], Tensor]] = {
-        "retrieval": lambda step: retrieval_step(
-            encode, retrieval.draw(step, 32), bitext.draw(step, 24), dims=dims
-        ),
+        "retrieval": lambda step: retrieval_step(encode, retrieval.draw(step, 32), bitext.draw(step, 24), dims=dims),
         "text-matching": lambda step: text_matching_step(
             encode, similarity.draw(step, 40), bitext.draw(step, 48), dims=dims
         ),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from polyvec.errors import InputError
-from polyvec.files import VectorWriter, expand, read_records, read_vectors
+from polyvec.files import expand, read_records, read_vectors, vector_writer
 
 STAMP = {"weights": "abc", "dimensions": 16, "dtype": "float32"}
 
@@ -72,7 +72,7 @@ def test_vectors_come_back_bit_for_bit(tmp_path: Path, suffix: str, dtype: str) 
     whole = "int" in np.dtype(kind).name
     rows = rng.integers(0, 100, (5000, width)) if whole else rng.normal(size=(5000, width))
     rows = rows.astype(kind)
-    with VectorWriter(path, stamp) as writer:
+    with vector_writer(path, stamp) as writer:
         for i, row in enumerate(rows):
             writer.write({"text": f"t{i}"}, row)
     vectors, records, found = read_vectors(path)
@@ -84,7 +84,7 @@ def test_vectors_come_back_bit_for_bit(tmp_path: Path, suffix: str, dtype: str) 
 @pytest.mark.parametrize("suffix", [".npy", ".parquet", ".jsonl"])
 def test_no_rows_make_a_whole_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"vectors{suffix}"
-    with VectorWriter(path, STAMP):
+    with vector_writer(path, STAMP):
         pass
     assert len(read_vectors(path)[0]) == 0
 
@@ -93,10 +93,10 @@ def test_no_rows_make_a_whole_file(tmp_path: Path, suffix: str) -> None:
 def test_a_failure_leaves_the_good_file_and_no_partial_one(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"vectors{suffix}"
     row = np.ones(16, np.float32)
-    with VectorWriter(path, STAMP) as writer:
+    with vector_writer(path, STAMP) as writer:
         writer.write({"text": "good"}, row)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    with pytest.raises(RuntimeError), VectorWriter(path, {**STAMP, "weights": "other"}) as writer:
+    with pytest.raises(RuntimeError), vector_writer(path, {**STAMP, "weights": "other"}) as writer:
         writer.write({"text": "bad"}, row)
         raise RuntimeError("killed")
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
@@ -104,9 +104,9 @@ def test_a_failure_leaves_the_good_file_and_no_partial_one(tmp_path: Path, suffi
 
 def test_an_output_that_cannot_be_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"must end in \.jsonl, \.parquet, \.npy, got 'vectors\.txt'"):
-        VectorWriter(tmp_path / "vectors.txt", STAMP)
+        vector_writer(tmp_path / "vectors.txt", STAMP).__enter__()
     with pytest.raises(InputError, match="folder must exist"):
-        VectorWriter(tmp_path / "no" / "vectors.npy", STAMP)
+        vector_writer(tmp_path / "no" / "vectors.npy", STAMP).__enter__()
 
 
 def test_a_foreign_vector_file_is_an_error(tmp_path: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from polyvec.errors import InputError
 from polyvec.files import TABLE_SUFFIXES, expand, read_records, read_text
 from polyvec.inference.embedder import Embedder
+from polyvec.streams import paired
 from polyvec.text.chunking import passage_spans
 
 
@@ -72,19 +73,12 @@ def search(
         raise InputError("query must hold text, got nothing; say what to look for")
     question = embedder.encode(query, task="retrieval.query", dimensions=dimensions)
     hits: list[Hit] = []
-    waiting: deque[Document] = deque()  # read, and not yet embedded
-
-    def texts() -> Iterator[str]:
-        for document in documents:
-            waiting.append(document)
-            yield document.text
-
-    stream = embedder.encode_stream(
-        texts(), task="retrieval.passage", dimensions=dimensions, late_chunking=passage_spans, progress=progress
-    )
-    for embedding in stream:
+    encode = partial(
+        embedder.encode_stream, task="retrieval.passage", dimensions=dimensions, late_chunking=passage_spans,
+        progress=progress,
+    )  # fmt: skip
+    for document, embedding in paired(documents, lambda document: document.text, encode):
         assert embedding.chunks is not None
-        document = waiting.popleft()
         scores = embedding.chunks.vectors @ question
         for i in np.argsort(-scores, kind="stable")[:top]:
             start, end = embedding.chunks.spans[i]

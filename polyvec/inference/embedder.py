@@ -8,37 +8,41 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from polyvec.atomic import write_json
 from polyvec.errors import InputError, MissingExtraError, TruncationWarning, UntrainedDimensionWarning
 from polyvec.inference.batching import Batch, plan_batches
 from polyvec.inference.engines import Engine
 from polyvec.inference.engines.onnx import GRAPH_FILES, OnnxEngine
-from polyvec.inference.quantize import calibrate, check_output_type, quantize
+from polyvec.inference.late_chunking import (
+    LateChunking,
+    TokenStates,
+    check_chunking,
+    chunk_means,
+    chunk_spans,
+    window_states,
+)
+from polyvec.inference.quantize import calibrate, check_output_type, quantize, unit
 from polyvec.model.hub import resolve_model_folder
 from polyvec.model.layouts import read_config, read_json
 from polyvec.tasks import Task, resolve_task
-from polyvec.text.chunking import Span, check_spans, fixed_spans, sentence_spans, token_ranges, windows
+from polyvec.text.chunking import Span
 from polyvec.text.tokenizer import Encoding, Tokenizer
-
-#: ``sentence``, tokens a chunk, character spans, or a function from a text to its spans.
-LateChunking: TypeAlias = Literal["sentence"] | int | Sequence[Span] | Callable[[str], Sequence[Span]]
 
 ENGINES = ("auto", "onnx", "onnx-int8", "torch")
 _RANGES_FILE = "int8_ranges.json"
 _BLOCK_TEXTS = 1024  # sorted by length together; more gains under 2 % (padding), fewer costs streams nothing
 _BLOCK_CHARACTERS = 2_000_000  # a block of giant texts ends early, so that a stream's memory stays bounded
 _BATCH_TOKENS = 4096  # beyond this a CPU gains nothing and activations leave its cache
-_WINDOW_OVERLAP = 512  # tokens of context that a later window re-reads (arXiv 2409.04701, section 3.4)
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,17 @@ class _Row:
     text: str
     task: Task
     encoding: Encoding
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What a call of ``encode_stream`` asks for, checked."""
+
+    width: int
+    dtype: str
+    batch_tokens: int
     chunking: LateChunking | None
+    truncate: bool
 
 
 class Embedder:
@@ -192,7 +206,7 @@ class Embedder:
         check_output_type(dtype, width, self._ranges)
         if batch_tokens < 1:
             raise InputError(f"batch_tokens must be at least 1, got {batch_tokens}")
-        _check_chunking(late_chunking)
+        check_chunking(late_chunking)
         source = _iterate(texts)
         if task is None or isinstance(task, str):
             rows: Iterator[tuple[str, Task]] = zip(
@@ -201,7 +215,8 @@ class Embedder:
         else:
             rows = _pair(source, (resolve_task(name, self.config.prompts, prompt=prompt) for name in task))
         total = len(texts) if isinstance(texts, Sequence) else None
-        return self._stream(rows, width, dtype, batch_tokens, late_chunking, truncate, _Progress(progress, total))
+        options = _Options(width, dtype, batch_tokens, late_chunking, truncate)
+        return self._stream(rows, options, _Progress(progress, total))
 
     def fingerprint(
         self,
@@ -235,29 +250,18 @@ class Embedder:
         """
         vectors = np.stack([e.vector for e in self.encode_stream(texts) if e.vector is not None])
         self._ranges = calibrate(vectors, self.dimensions)
-        partial = self.folder / f".{_RANGES_FILE}.partial"
-        partial.write_text(json.dumps({str(d): r for d, r in self._ranges.items()}, indent=2) + "\n")
-        os.replace(partial, self.folder / _RANGES_FILE)
+        write_json({str(d): r for d, r in self._ranges.items()}, self.folder / _RANGES_FILE)
         return dict(self._ranges)
 
-    def _stream(
-        self,
-        texts: Iterator[tuple[str, Task]],
-        width: int,
-        dtype: str,
-        batch_tokens: int,
-        chunking: LateChunking | None,
-        truncate: bool,
-        progress: _Progress,
-    ) -> Iterator[Embedding]:
+    def _stream(self, texts: Iterator[tuple[str, Task]], options: _Options, progress: _Progress) -> Iterator[Embedding]:
         numbered = 0
         num_cut = 0
         with progress:
             for block in _blocks(texts):
-                rows = self._tokenise(block, numbered, chunking, truncate)
+                rows = self._tokenise(block, numbered, options)
                 numbered += len(block)
                 num_cut += sum(row.encoding.truncated for row in rows)
-                yield from self._embed_block(rows, width, dtype, batch_tokens, progress)
+                yield from self._embed_block(rows, options, progress)
         if num_cut:
             warnings.warn(
                 f"{num_cut} of {numbered} texts were longer than {self.max_tokens} tokens and lost their tails; "
@@ -266,103 +270,56 @@ class Embedder:
                 stacklevel=2,
             )
 
-    def _tokenise(
-        self, block: list[tuple[str, Task]], first: int, chunking: LateChunking | None, truncate: bool
-    ) -> list[_Row]:
+    def _tokenise(self, block: list[tuple[str, Task]], first: int, options: _Options) -> list[_Row]:
         for i, (text, _) in enumerate(block, start=first):
             if not isinstance(text, str):
                 raise InputError(f"texts[{i}] must be a str, got {type(text).__name__}; convert or drop it first")
-        limit = self.max_tokens if chunking is None else None
+        limit = self.max_tokens if options.chunking is None else None
         encodings = self.tokenizer.encode_batch([t for t, _ in block], [task.prompt for _, task in block], limit)
         for i, ((text, task), encoding) in enumerate(zip(block, encodings, strict=True), start=first):
-            if encoding.truncated and not truncate:
+            if encoding.truncated and not options.truncate:
                 total = self.tokenizer.count_tokens(text, task.prompt)
                 raise InputError(
                     f"texts[{i}] must be at most {self.max_tokens} tokens with its prompt, got {total}; "
                     "shorten it, use late_chunking, or allow truncate=True"
                 )
-        return [_Row(text, task, e, chunking) for (text, task), e in zip(block, encodings, strict=True)]
+        return [_Row(text, task, e) for (text, task), e in zip(block, encodings, strict=True)]
 
-    def _embed_block(
-        self, rows: list[_Row], width: int, dtype: str, batch_tokens: int, progress: _Progress
-    ) -> Iterator[Embedding]:
+    def _embed_block(self, rows: list[_Row], options: _Options, progress: _Progress) -> Iterator[Embedding]:
         lengths = [len(row.encoding) for row in rows]
         results: list[Embedding | None] = [None] * len(rows)
         short = [i for i, length in enumerate(lengths) if length <= self.max_tokens]
         heads = self.config.num_attention_heads
-        for plan in plan_batches([lengths[i] for i in short], batch_tokens=batch_tokens, num_heads=heads):
+        for plan in plan_batches([lengths[i] for i in short], batch_tokens=options.batch_tokens, num_heads=heads):
             indices = [short[i] for i in plan]
             batch = Batch.of([rows[i].encoding.input_ids for i in indices], [rows[i].task.adapter_id for i in indices])
-            chunked = rows[indices[0]].chunking is not None
-            if chunked:
+            if options.chunking is not None:
                 states = self.engine.token_states(batch)
                 for i, own in zip(indices, np.split(states, batch.cu_seqlens[1:-1]), strict=True):
-                    results[i] = self._chunk(rows[i], [(own, 0)], width, dtype)
+                    results[i] = self._chunk(rows[i], [(own, 0)], options)
             else:
-                vectors = quantize(_unit(self.engine.pool(batch)[:, :width]), dtype, self._ranges)
+                vectors = quantize(unit(self.engine.pool(batch)[:, : options.width]), options.dtype, self._ranges)
                 for i, vector in zip(indices, vectors, strict=True):
                     e = rows[i].encoding
                     results[i] = Embedding(vector, rows[i].task.name, len(e), e.cut_characters)
             progress.advance(len(indices))
         for i, length in enumerate(lengths):
             if length > self.max_tokens:  # only late chunking lets a text be this long
-                results[i] = self._chunk(rows[i], self._window_states(rows[i]), width, dtype)
+                states_of_windows = window_states(
+                    self.engine, rows[i].encoding, rows[i].task.adapter_id, max_tokens=self.max_tokens
+                )
+                results[i] = self._chunk(rows[i], states_of_windows, options)
                 progress.advance(1)
         for result in results:
             assert result is not None
             yield result
 
-    def _window_states(self, row: _Row) -> Iterator[tuple[NDArray[np.float32], int]]:
-        """Yield token states of a text beyond the context, window by window, with the index of the first token.
-
-        Each window opens with ``<s>`` and the prompt and closes with ``</s>``, as the model was trained to read.
-        """
-        ids, prefix = row.encoding.input_ids, row.encoding.num_prefix_tokens
-        head, body, tail = ids[:prefix], ids[prefix:-1], ids[-1:]
-        size = self.max_tokens - prefix - 1
-        plan = windows(len(body), size, min(_WINDOW_OVERLAP, size // 2))
-        for number, (first, stop, kept) in enumerate(plan):
-            batch = Batch.of([np.concatenate((head, body[first:stop], tail))], [row.task.adapter_id])
-            states = self.engine.token_states(batch)
-            begin = 0 if number == 0 else prefix + kept - first
-            end = len(states) if number == len(plan) - 1 else len(states) - 1
-            yield states[begin:end], 0 if number == 0 else prefix + kept
-
-    def _chunk(self, row: _Row, parts: Iterable[tuple[NDArray[np.float32], int]], width: int, dtype: str) -> Embedding:
-        """Average each chunk's token states. ``parts`` are runs of states with the index of their first token.
-
-        The first chunk takes ``<s>`` and the prompt too, the last one ``</s>``: one chunk over the whole text is then
-        the text's own vector (arXiv 2409.04701, algorithm 1).
-        """
-        encoding = row.encoding
-        prefix = encoding.num_prefix_tokens
-        offsets = encoding.offsets[prefix:-1]
-        spans = self._spans(row, offsets)
-        ranges = token_ranges(offsets, spans) + prefix
-        for i, (start, stop) in enumerate(ranges):
-            if start == stop:
-                raise InputError(f"late_chunking[{i}] must hold text, got whitespace alone at characters {spans[i]}")
-        if len(spans):
-            ranges[ranges[:, 0] == ranges[:, 0].min(), 0] = 0
-            ranges[ranges[:, 1] == ranges[:, 1].max(), 1] += 1
-        sums = np.zeros((len(spans), self.config.hidden_size), dtype=np.float32)
-        for states, first in parts:
-            last = first + len(states)
-            for chunk in np.flatnonzero((ranges[:, 0] < last) & (ranges[:, 1] > first)):
-                start, stop = ranges[chunk]
-                sums[chunk] += states[max(start - first, 0) : stop - first].sum(axis=0, dtype=np.float32)
-        counts = (ranges[:, 1] - ranges[:, 0])[:, None]
-        vectors = quantize(_unit((sums / np.maximum(counts, 1))[:, :width]), dtype, self._ranges)
-        return Embedding(None, row.task.name, len(encoding), 0, Chunks(spans, vectors))
-
-    def _spans(self, row: _Row, offsets: NDArray[np.int32]) -> list[Span]:
-        chunking = row.chunking
-        if chunking == "sentence":
-            return sentence_spans(row.text)
-        if isinstance(chunking, int):
-            return fixed_spans(offsets, chunking)
-        assert chunking is not None and not isinstance(chunking, str)
-        return check_spans(chunking(row.text) if callable(chunking) else chunking, len(row.text))
+    def _chunk(self, row: _Row, parts: Iterable[TokenStates], options: _Options) -> Embedding:
+        assert options.chunking is not None
+        spans = chunk_spans(options.chunking, row.text, row.encoding)
+        means = chunk_means(parts, row.encoding, spans, width=self.config.hidden_size)
+        vectors = quantize(unit(means[:, : options.width]), options.dtype, self._ranges)
+        return Embedding(None, row.task.name, len(row.encoding), 0, Chunks(spans, vectors))
 
     def _check_width(self, dimensions: int | None) -> int:
         largest = self.config.hidden_size
@@ -410,11 +367,6 @@ class Embedder:
         return TorchEngine(load_encoder(self.folder), device=device)
 
 
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rescale rows to unit length, after the cut: cutting alone leaves norms below 1."""
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), dtype=np.float32)
-
-
 def _iterate(texts: Iterable[str]) -> Iterator[str]:
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
         raise InputError(f"texts must be a str or an iterable of str, got {type(texts).__name__}")
@@ -441,18 +393,6 @@ def _blocks(rows: Iterator[tuple[str, Task]]) -> Iterator[list[tuple[str, Task]]
             block, characters = [], 0
     if block:
         yield block
-
-
-def _check_chunking(chunking: LateChunking | None) -> None:
-    if chunking is None or chunking == "sentence" or callable(chunking):
-        return
-    if isinstance(chunking, int) and not isinstance(chunking, bool) and chunking >= 1:
-        return
-    if isinstance(chunking, Sequence) and not isinstance(chunking, str):
-        return
-    raise InputError(
-        f"late_chunking must be 'sentence', a number of tokens from 1, spans, or a function, got {chunking!r}"
-    )
 
 
 class _Progress:

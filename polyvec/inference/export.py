@@ -13,7 +13,6 @@ Shape letters: B texts, T padded tokens, D width, H heads, K head width, A adapt
 from __future__ import annotations
 
 import json
-import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyvec.atomic import whole_file
 from polyvec.errors import InputError, MissingExtraError, WeightsError
 from polyvec.inference.batching import Batch
 from polyvec.inference.engines.onnx import GRAPH_FILES, OnnxEngine
@@ -71,16 +71,12 @@ def export_onnx(folder: str | Path, *, precision: str = "fp32") -> Parity:
         raise InputError(f"an ONNX graph lies beside polyvec's layout, got {folder} in another; convert it first")
     encoder = load_encoder(folder)
     path = folder / GRAPH_FILES[precision]
-    partial = folder / f".partial.{path.name}"  # in the same folder, which the paths inside the graph start from
-    try:
+    with whole_file(path) as partial:  # in the same folder, which the paths inside the graph start from
         _Graph(encoder, precision, folder / "model.safetensors").save(partial)
         parity = measure_parity(encoder, OnnxEngine(partial, encoder.config))
         limit = LIMITS[precision]
         if not (parity.max_abs_error <= limit.max_abs_error and parity.min_cosine >= limit.min_cosine):
             raise WeightsError(f"the {precision} graph must keep to {limit}, got {parity}; {path} was not written")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return parity
 
 

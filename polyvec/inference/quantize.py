@@ -48,6 +48,19 @@ def quantize(embeddings: NDArray[np.float32], dtype: str, ranges: Mapping[int, f
     return bits if dtype == "ubinary" else np.asarray(bits.astype(np.int16) - 128, dtype=np.int8)
 
 
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return float rows (B, M) at length 1; a row of zeros stays."""
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), dtype=np.float32)
+
+
+def as_unit(vectors: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    """Return rows of any output type as float32 (B, M) whose dot products are cosines; of bits, those of the signs."""
+    if dtype in ("binary", "ubinary"):
+        bits = np.unpackbits((vectors.astype(np.int16) + (128 if dtype == "binary" else 0)).astype(np.uint8), axis=1)
+        vectors = bits.astype(np.float32) * 2 - 1
+    return unit(vectors.astype(np.float32))
+
+
 def check_output_type(dtype: str, dimensions: int, ranges: Mapping[int, float]) -> None:
     """Raise ``InputError`` unless vectors of this width can be given as ``dtype``."""
     if dtype not in OUTPUT_TYPES:

@@ -5,9 +5,6 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
 from polyvec.errors import WeightsError
 
 #: The model inside the package.
@@ -29,6 +26,10 @@ def resolve_model_folder(model: str | Path | None) -> Path:
         return path
     if isinstance(model, Path) or str(model).count("/") != 1 or str(model).startswith((".", "/", "~")):
         raise WeightsError(f"model must be '{MINI}', a folder or a hub name org/name, got {str(model)!r}, not a folder")
+    # Here, because it costs a quarter of a second that a folder does not need.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         return Path(snapshot_download(model, allow_patterns=_PATTERNS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

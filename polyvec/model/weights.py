@@ -9,7 +9,6 @@ Shape letters: V vocabulary, D width, A adapters, R rank.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from polyvec.atomic import whole_file, write_json
 from polyvec.errors import WeightsError
 from polyvec.model.config import ModelConfig
 from polyvec.model.encoder import Encoder
@@ -86,7 +86,7 @@ def save_encoder(encoder: Encoder, folder: str | Path, *, dtype: torch.dtype | N
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write_tensors(_state(encoder, dtype), folder / "model.safetensors")
-    _write_json(encoder.config.to_dict(), folder / "config.json")
+    write_json(encoder.config.to_dict(), folder / "config.json")
 
 
 def save_original(encoder: Encoder, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
@@ -110,7 +110,7 @@ def save_original(encoder: Encoder, folder: str | Path, *, dtype: torch.dtype | 
             "matryoshka_dimensions": list(config.matryoshka_dims),
             "truncate_dim": None,
         }
-        _write_json(values, target / "config.json")
+        write_json(values, target / "config.json")
 
 
 def save_hf(encoder: Encoder, folder: str | Path, tokenizer_path: str | Path) -> None:
@@ -129,12 +129,12 @@ def save_hf(encoder: Encoder, folder: str | Path, tokenizer_path: str | Path) ->
             "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
             "matryoshka_dimensions": list(config.matryoshka_dims),
         }
-        _write_json(values, target / "config.json")
+        write_json(values, target / "config.json")
         for index, task in enumerate(config.tasks):
             adapter = target / adapter_folder(task)
             adapter.mkdir()
             _write_tensors(_to_peft(state, config, index), adapter / "adapter_model.safetensors")
-            _write_json(_peft_config(config), adapter / "adapter_config.json")
+            write_json(_peft_config(config), adapter / "adapter_config.json")
         shutil.copyfile(tokenizer_path, target / "tokenizer.json")
         _write_sentence_transformers_files(config, target)
 
@@ -287,12 +287,12 @@ def _shared_values(config: ModelConfig) -> dict[str, Any]:
 def _write_sentence_transformers_files(config: ModelConfig, folder: Path) -> None:
     limit = {"model_max_length": config.max_tokens, "tokenizer_class": "PreTrainedTokenizerFast"}
     specials = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    _write_json({**limit, **specials, "mask_token": "<mask>"}, folder / "tokenizer_config.json")
-    _write_json(
+    write_json({**limit, **specials, "mask_token": "<mask>"}, folder / "tokenizer_config.json")
+    write_json(
         {"prompts": dict(config.prompts), "default_prompt_name": None}, folder / "config_sentence_transformers.json"
     )
     modules = (("", "models.Transformer"), ("1_Pooling", "models.Pooling"), ("2_Normalize", "models.Normalize"))
-    _write_json(
+    write_json(
         [
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.{kind}"}
             for i, (path, kind) in enumerate(modules)
@@ -301,9 +301,9 @@ def _write_sentence_transformers_files(config: ModelConfig, folder: Path) -> Non
     )
     (folder / "1_Pooling").mkdir()
     pooling = {"word_embedding_dimension": config.hidden_size, "pooling_mode_mean_tokens": True, "include_prompt": True}
-    _write_json(pooling, folder / "1_Pooling" / "config.json")
+    write_json(pooling, folder / "1_Pooling" / "config.json")
     (folder / "2_Normalize").mkdir()
-    _write_json({"max_seq_length": config.max_tokens, "do_lower_case": False}, folder / "sentence_bert_config.json")
+    write_json({"max_seq_length": config.max_tokens, "do_lower_case": False}, folder / "sentence_bert_config.json")
 
 
 def _read_tensors(folder: Path, stem: str) -> Tensors:
@@ -345,15 +345,9 @@ def _check(folder: Path, encoder: Encoder, tensors: Tensors) -> None:
 
 
 def _write_tensors(tensors: Tensors, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, metadata={"format": "pt"})
-    os.replace(partial, path)
-
-
-def _write_json(values: Any, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
+        partial.chmod(0o644)  # safetensors makes it readable by its owner alone, which no other user can then load
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def test_a_graph_that_is_off_is_refused_and_the_old_one_stays(folder: Path, monk
     with pytest.raises(WeightsError, match="must keep to"):
         export.export_onnx(folder, precision="fp32")
     assert (folder / "model.onnx").read_bytes() == before
-    assert not list(folder.glob(".partial*"))
+    assert not list(folder.glob("*.partial"))
 
 
 def test_a_wrong_weight_is_caught_by_the_gate(folder: Path, encoder: Encoder) -> None:

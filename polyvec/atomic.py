@@ -1,0 +1,30 @@
+"""Files that appear whole under their name or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to, which takes its name when the context ends well.
+
+    When it does not, what was written is removed and an earlier file of that name stays.
+    """
+    partial = path.with_name(f".{path.name}.partial")  # in the same folder: a rename across disks is no rename
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(values: Any, path: Path) -> None:
+    """Write ``values`` as indented UTF-8 JSON."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
