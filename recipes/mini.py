@@ -2,8 +2,8 @@
 
     python -m recipes.mini prepare --data DATA --teachers FOLDER... --work WORK
     python -m recipes.mini static --work WORK --steps 500
-    python -m recipes.mini distil --work WORK --steps 1000
-    python -m recipes.mini adapters --work WORK --data DATA --steps 120
+    python -m recipes.mini distil --work WORK --steps 360
+    python -m recipes.mini adapters --work WORK --data DATA --steps 50
     python -m recipes.mini finish --work WORK --data DATA --teacher FOLDER
 
 DATA holds ``train/parallel.parquet`` (en, text, lang, source), ``train/pairs.parquet`` and the other files that its
@@ -215,14 +215,14 @@ def distil(
     schedule = Schedule(steps=steps, learning_rate=learning_rate)
     train(groups, data.batch, loss, schedule, log_path=work / "distil.jsonl", each_log=save)
     save_encoder(encoder, work / "distil")
-    typer.echo(json.dumps({"stage": "distil", "steps": steps, "start": start}))
+    print(json.dumps({"stage": "distil", "steps": steps, "start": start}))
 
 
 @app.command()
 def adapters(
     work: Work,
     data: Annotated[Path, typer.Option(help="Folder with train/*.parquet.")],
-    steps: int = 120,
+    steps: int = 100,
     learning_rate: float = 2e-3,
 ) -> None:
     """Stage 3: the five adapters over the frozen base, one task after the other."""
@@ -251,9 +251,9 @@ def adapters(
     clusters = LabelSampler(rows, per_class=8, seed=7)
 
     steps_of: dict[str, Callable[[int], Tensor]] = {
-        "retrieval": lambda step: retrieval_step(encode, retrieval.draw(step, 32), bitext.draw(step, 24), dims=dims),
+        "retrieval": lambda step: retrieval_step(encode, retrieval.draw(step, 40), dims=dims),
         "text-matching": lambda step: text_matching_step(
-            encode, similarity.draw(step, 40), bitext.draw(step, 48), dims=dims
+            encode, similarity.draw(step, 48), bitext.draw(step, 24), dims=dims
         ),
         "classification": lambda step: classification_step(encode, classes.draw(step, 48)[0], dims=dims),
         "separation": lambda step: separation_step(encode, *clusters.draw(step, 10), dims=dims),
@@ -263,7 +263,7 @@ def adapters(
         schedule = Schedule(steps=steps, learning_rate=learning_rate, warmup_steps=10)
         train([(parameters, 1.0)], lambda step: step, loss, schedule, log_path=work / f"{name}.jsonl")
         save_encoder(encoder, work / "adapters")
-    typer.echo(json.dumps({"stage": "adapters", "steps": steps, "tasks": list(config.tasks)}))
+    print(json.dumps({"stage": "adapters", "steps": steps, "tasks": list(config.tasks)}))
 
 
 @app.command()

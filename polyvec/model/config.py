@@ -90,14 +90,10 @@ def tiny(**changes: Any) -> ModelConfig:
     return ModelConfig(**{**values, **changes})
 
 
-#: Short, because mean pooling weighs a prompt by its tokens: jina's eight would outweigh a short question here.
-MINI_PROMPTS = {**TASK_PROMPTS, "retrieval.query": "query: ", "retrieval.passage": "passage: "}
-
-
 def mini(**changes: Any) -> ModelConfig:
     """polyvec-mini: 6 layers x 384, the model inside the package."""
-    values: dict[str, Any] = dict(
+    values = dict(
         vocab_size=40_000, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536,
-        matryoshka_dims=(32, 64, 128, 256, 384), prompts=MINI_PROMPTS,
+        matryoshka_dims=(32, 64, 128, 256, 384),
     )  # fmt: skip
     return ModelConfig(**{**values, **changes})

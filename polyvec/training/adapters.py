@@ -46,20 +46,11 @@ def text_encoder(encoder: Encoder, tokenizer: Tokenizer, *, max_tokens: int) -> 
     return encode
 
 
-def retrieval_step(
-    encode: Encode, pairs: Sequence[tuple[str, str]], translations: Sequence[tuple[str, str]], *, dims: Sequence[int]
-) -> Tensor:
-    """Both retrieval adapters at once: each query finds its passage among its dataset's, and the reverse.
-
-    ``translations`` (text, its translation) are asked in turn from either side: pairs are of one language each, and
-    would leave the languages to drift apart.
-    """
-    turned = [pair if i % 2 else pair[::-1] for i, pair in enumerate(translations)]
-    queries = encode([q for q, _ in (*pairs, *turned)], "retrieval.query")
-    passages = encode([p for _, p in (*pairs, *turned)], "retrieval.passage")
-    n = len(pairs)
-    found = matryoshka(pair_loss, queries[:n], passages[:n], dims=dims, temperature=0.05)
-    return found + matryoshka(pair_loss, queries[n:], passages[n:], dims=dims, temperature=0.05)
+def retrieval_step(encode: Encode, pairs: Sequence[tuple[str, str]], *, dims: Sequence[int]) -> Tensor:
+    """Both retrieval adapters at once: each query finds its passage among the batch's, and the reverse."""
+    queries = encode([q for q, _ in pairs], "retrieval.query")
+    passages = encode([p for _, p in pairs], "retrieval.passage")
+    return matryoshka(pair_loss, queries, passages, dims=dims, temperature=0.05)
 
 
 def text_matching_step(
@@ -75,7 +66,7 @@ def text_matching_step(
     pairs, bitext = vectors[: 2 * len(graded)], vectors[2 * len(graded) :]
     grades = torch.tensor([grade for _, _, grade in graded])
     order = matryoshka(_graded_loss, pairs[0::2], pairs[1::2], dims=dims, grades=grades)
-    return order + matryoshka(pair_loss, bitext[0::2], bitext[1::2], dims=dims, temperature=0.05)
+    return order + 0.5 * matryoshka(pair_loss, bitext[0::2], bitext[1::2], dims=dims, temperature=0.05)
 
 
 def _graded_loss(first: Tensor, second: Tensor, *, grades: Tensor) -> Tensor:
