@@ -81,7 +81,7 @@ def embed(
     dtype: Annotated[str, typer.Option(help="float32, float16, int8, binary or ubinary.")] = "float32",
     column: Column = "text",
     truncate: Annotated[bool, typer.Option(help="Cut texts beyond the context, with a warning.")] = True,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens in a batch.")] = 4096,
+    batch_tokens: Annotated[int | None, typer.Option(help="Tokens in a batch; by default the fastest.")] = None,
     model: Model = None,
     engine: EngineName = "auto",
 ) -> None:

@@ -1,6 +1,6 @@
-"""Token-budget batches: rows of like length together, so that neither padding nor attention outgrows its budget.
+"""Token-budget batches: rows of like length together, so that padding stays small and memory bounded.
 
-Shape letters: B texts in a batch, N packed tokens, H heads, T longest text.
+Shape letters: B texts in a batch, N packed tokens.
 """
 
 from __future__ import annotations
@@ -10,9 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-#: Bytes that one batch's attention scores may take, float32, all heads. Longer texts than fit run alone.
-ATTENTION_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -37,22 +34,19 @@ class Batch:
         return np.diff(self.cu_seqlens)
 
 
-def plan_batches(lengths: Sequence[int], *, batch_tokens: int, num_heads: int) -> list[list[int]]:
+def plan_batches(lengths: Sequence[int], *, batch_tokens: int) -> list[list[int]]:
     """Return batches as lists of indices into ``lengths`` (tokens), longest texts first.
 
-    A batch holds at most ``batch_tokens`` tokens, padding to its longest row included, and at most ``ATTENTION_BYTES``
-    of B x H x T x T attention scores; a text beyond either runs alone. Longest first, so that a batch too large for the
-    machine fails at once and not at the end.
+    A batch holds at most ``batch_tokens`` tokens, padding to its longest row included; a text beyond that runs alone.
+    Longest first, so that a batch too large for the machine fails at once and not at the end.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # sorted() is stable: equal lengths keep their order
     batches: list[list[int]] = []
     longest = 0
     for i in order:
-        if batches:
-            rows = len(batches[-1]) + 1
-            if rows * longest <= batch_tokens and 4 * rows * num_heads * longest**2 <= ATTENTION_BYTES:
-                batches[-1].append(i)
-                continue
-        batches.append([i])
-        longest = lengths[i]
+        if batches and (len(batches[-1]) + 1) * longest <= batch_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+            longest = lengths[i]
     return batches

@@ -42,7 +42,6 @@ ENGINES = ("auto", "onnx", "onnx-int8", "torch")
 _RANGES_FILE = "int8_ranges.json"
 _BLOCK_TEXTS = 1024  # sorted by length together; more gains under 2 % (padding), fewer costs streams nothing
 _BLOCK_CHARACTERS = 2_000_000  # a block of giant texts ends early, so that a stream's memory stays bounded
-_BATCH_TOKENS = 4096  # beyond this a CPU gains nothing and activations leave its cache
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class Embedder:
         task: str | None | Sequence[str | None] = None,
         dimensions: int | None = None,
         dtype: str = "float32",
-        batch_tokens: int = _BATCH_TOKENS,
+        batch_tokens: int | None = None,
         late_chunking: LateChunking | None = None,
         truncate: bool = True,
         prompt: str | None = None,
@@ -151,7 +150,8 @@ class Embedder:
 
         ``task`` selects adapter and prompt together, for all texts or one by one; None is the base model without a
         prompt. ``prompt`` replaces the task's own prompt. ``dimensions`` keeps the first components, then rescales.
-        ``dtype`` is float32, float16, int8, binary or ubinary. With ``late_chunking`` the result is ``Chunks``, or a
+        ``dtype`` is float32, float16, int8, binary or ubinary. ``batch_tokens`` bounds the tokens of one pass; None is
+        what the engine runs fastest. With ``late_chunking`` the result is ``Chunks``, or a
         list of them: ``"sentence"``, a number of tokens, a function from a text to its spans, or, for a single text,
         the (start, end) characters themselves. A text beyond ``max_tokens`` is cut with a ``TruncationWarning``, or is
         an ``InputError`` when ``truncate`` is False; late chunking reads all of it in overlapping windows.
@@ -192,7 +192,7 @@ class Embedder:
         task: str | None | Iterable[str | None] = None,
         dimensions: int | None = None,
         dtype: str = "float32",
-        batch_tokens: int = _BATCH_TOKENS,
+        batch_tokens: int | None = None,
         late_chunking: LateChunking | None = None,
         truncate: bool = True,
         prompt: str | None = None,
@@ -204,6 +204,8 @@ class Embedder:
         """
         width = self._check_width(dimensions)
         check_output_type(dtype, width, self._ranges)
+        if batch_tokens is None:
+            batch_tokens = self.engine.batch_tokens
         if batch_tokens < 1:
             raise InputError(f"batch_tokens must be at least 1, got {batch_tokens}")
         check_chunking(late_chunking)
@@ -289,8 +291,7 @@ class Embedder:
         lengths = [len(row.encoding) for row in rows]
         results: list[Embedding | None] = [None] * len(rows)
         short = [i for i, length in enumerate(lengths) if length <= self.max_tokens]
-        heads = self.config.num_attention_heads
-        for plan in plan_batches([lengths[i] for i in short], batch_tokens=options.batch_tokens, num_heads=heads):
+        for plan in plan_batches([lengths[i] for i in short], batch_tokens=options.batch_tokens):
             indices = [short[i] for i in plan]
             batch = Batch.of([rows[i].encoding.input_ids for i in indices], [rows[i].task.adapter_id for i in indices])
             if options.chunking is not None:

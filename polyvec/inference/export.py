@@ -42,6 +42,7 @@ except ImportError as error:
 OPSET = 20
 _MS = "com.microsoft"
 _BLOCK = 32  # weights that share a scale along a row of an int8 matrix; ONNX Runtime's kernels are tuned for 32
+_HIDDEN = 1e6  # what a padded key loses in its score; its weight is then exactly 0 in float32
 _STORED = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
 
 
@@ -180,13 +181,12 @@ class _Graph:
         x = self.node("LayerNormalization", x, *self._norm(encoder.embeddings.norm, "embeddings.norm"),
                       epsilon=config.layer_norm_eps)  # fmt: skip
         positions, cos, sin = self._rotary_table(shape)
-        mask = self.node("Cast", "attention_mask", to=TensorProto.INT32)
-        is_full = self.node("Equal", self.node("ReduceMin", mask, keepdims=0), self.weight(np.array(1, np.int32)))
+        channels = self._mask_channels(shape)
         for i, layer in enumerate(encoder.layers):
             name = f"layers.{i}"
             assert isinstance(layer, Layer)
             qkv = self._linear(layer.attention.qkv, f"{name}.attention.qkv", x, gate)
-            attended = self._attention(qkv, states_shape, positions, cos, sin, mask, is_full, name)
+            attended = self._attention(qkv, states_shape, positions, cos, sin, channels)
             out = self._linear(layer.attention.out, f"{name}.attention.out", attended, gate)
             x = self._add_norm(x, out, layer.attention_norm, f"{name}.attention_norm")
             hidden = self._linear(layer.mlp.fc1, f"{name}.mlp.fc1", x, gate)
@@ -264,26 +264,33 @@ class _Graph:
         # A single position id is an offset that every row shares: all texts begin at 0.
         return self.ints(0), self.weight(np.cos(angles), "rotary.cos"), self.weight(np.sin(angles), "rotary.sin")
 
+    def _mask_channels(self, shape: str) -> tuple[str, str]:
+        """Return (B, T, H, 1) channels of query and key whose product is 0 at a real key and hides a padded one.
+
+        ONNX Runtime's flash kernel, which never holds the T x T scores, takes no mask; so the mask goes in as one more
+        channel of every head.
+        """
+        per_head = self.node("Concat", shape, self.ints(self.config.num_attention_heads, 1), axis=0)
+        real = self.node("Cast", "attention_mask", to=TensorProto.FLOAT)
+        hidden = self.node("Mul", self.node("Sub", real, self._scalar(1)), self._scalar(_HIDDEN))
+        hidden = self.node("Expand", self.node("Unsqueeze", hidden, self.ints(2, 3)), per_head)
+        return self.node("Expand", self._scalar(1), per_head), hidden
+
+    def _scalar(self, value: float) -> str:
+        return self.weight(np.array(value, np.float32))
+
     def _attention(
-        self, qkv: str, states_shape: str, positions: str, cos: str, sin: str, mask: str, is_full: str, name: str
+        self, qkv: str, states_shape: str, positions: str, cos: str, sin: str, channels: tuple[str, str]
     ) -> str:
-        heads = self.config.num_attention_heads
-        parts = []
-        for part in self._split(qkv):
-            parts.append(self.node("Reshape", part, states_shape))
-        for i in range(2):
-            parts[i] = self.node("RotaryEmbedding", parts[i], positions, cos, sin, domain=_MS, num_heads=heads)
-        # Without a mask ONNX Runtime takes its flash kernel, which never holds the T x T scores of a long text.
-        branches = {
-            f"{branch}_branch": helper.make_graph(
-                [helper.make_node("MultiHeadAttention", [*parts, "", *extra], [f"{name}.{branch}"], domain=_MS,
-                                  num_heads=heads)],
-                branch, [],
-                [helper.make_tensor_value_info(f"{name}.{branch}", TensorProto.FLOAT, None)],
-            )
-            for branch, extra in (("then", []), ("else", [mask]))
-        }  # fmt: skip
-        attended = self.node("If", is_full, **branches)
+        heads, head_dim = self.config.num_attention_heads, self.config.head_dim
+        query, key, value = (self.node("Reshape", part, states_shape) for part in self._split(qkv))
+        rotated = []
+        for part, channel in zip((query, key), channels, strict=True):
+            part = self.node("RotaryEmbedding", part, positions, cos, sin, domain=_MS, num_heads=heads)
+            part = self.node("Reshape", part, self.ints(0, 0, heads, head_dim))
+            part = self.node("Concat", part, channel, axis=3)
+            rotated.append(self.node("Reshape", part, self.ints(0, 0, heads * (head_dim + 1))))
+        attended = self.node("MultiHeadAttention", *rotated, value, domain=_MS, num_heads=heads, scale=head_dim**-0.5)
         return self.node("Reshape", attended, self.ints(-1, self.config.hidden_size))
 
     def _split(self, qkv: str) -> list[str]:

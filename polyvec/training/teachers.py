@@ -29,7 +29,7 @@ class OnnxTeacher:
     def encode(self, texts: Sequence[str], *, batch_tokens: int = 4096) -> FloatArray:
         """Return (B, D) unit rows, in the order of ``texts``."""
         rows = [e.ids for e in self.tokenizer.encode_batch(list(texts))]
-        plan = plan_batches([len(r) for r in rows], batch_tokens=batch_tokens, num_heads=12)
+        plan = plan_batches([len(r) for r in rows], batch_tokens=batch_tokens)
         vectors: FloatArray | None = None
         for batch in track(plan, description="teacher"):
             lengths = np.array([len(rows[i]) for i in batch])

@@ -16,10 +16,15 @@ from polyvec.model.config import ModelConfig
 
 
 class Engine(Protocol):
-    """Runs one model. ``name`` tells users what computes their vectors, such as ``onnx-int8`` or ``torch-float32``."""
+    """Runs one model.
+
+    ``name`` tells users what computes their vectors, such as ``onnx-int8`` or ``torch-float32``; ``batch_tokens`` is
+    the number of tokens in a pass at which the engine is fastest.
+    """
 
     config: ModelConfig
     name: str
+    batch_tokens: int
 
     def pool(self, batch: Batch) -> NDArray[np.float32]:
         """Return (B, D) mean-pooled vectors, neither truncated nor normalised."""

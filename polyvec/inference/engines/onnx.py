@@ -20,15 +20,19 @@ _INPUTS = ["input_ids", "attention_mask", "task_ids"]
 class OnnxEngine:
     """A graph written by ``polyvec.inference.export``. ``threads`` defaults to one per physical core."""
 
+    batch_tokens = 1024  # larger is slower: what one layer writes must still lie in the cache when the next reads it
+
     def __init__(self, path: str | Path, config: ModelConfig, *, threads: int | None = None) -> None:
         self.config = config
         self.name = f"onnx-{'int8' if '.int8.' in Path(path).name else 'float32'}"
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
-        # An arena keeps the largest buffer that any batch ever asked for; lengths vary, so it only grows.
-        options.enable_cpu_mem_arena = False
-        options.enable_mem_pattern = False
+        options.enable_mem_pattern = False  # plans memory for shapes that repeat; lengths vary
+        # The arena keeps its buffers from batch to batch: asking the system for pages takes a fifth of the time.
+        # One long text must not make it keep that much for ever, so a large run gives its pages back.
+        self._giving_back = ort.RunOptions()
+        self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
@@ -39,15 +43,18 @@ class OnnxEngine:
 
     def pool(self, batch: Batch) -> NDArray[np.float32]:
         """Return (B, D) mean-pooled vectors, neither truncated nor normalised."""
-        feed, _ = self._pad(batch)
-        pooled: NDArray[np.float32] = self._session.run(["pooled"], feed)[0]
-        return pooled
+        return self._run("pooled", self._pad(batch)[0])
 
     def token_states(self, batch: Batch) -> NDArray[np.float32]:
         """Return (N, D) states of the packed tokens."""
         feed, real = self._pad(batch)
-        states: NDArray[np.float32] = self._session.run(["token_states"], feed)[0]
+        states = self._run("token_states", feed)
         return states.reshape(-1, states.shape[-1]) if real.all() else states[real]
+
+    def _run(self, output: str, feed: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        options = self._giving_back if feed["input_ids"].size > self.batch_tokens else None
+        result: NDArray[np.float32] = self._session.run([output], feed, options)[0]
+        return result
 
     def _pad(self, batch: Batch) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.bool_]]:
         lengths = batch.lengths

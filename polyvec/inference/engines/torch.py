@@ -23,6 +23,7 @@ class TorchEngine:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         self.config = encoder.config
+        self.batch_tokens = 32768 if self.device.type == "cuda" else 1024
         self.name = f"torch-{str(self.dtype).removeprefix('torch.')}"
         self._encoder = encoder.to(self.device, self.dtype).eval()
 
