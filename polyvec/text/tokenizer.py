@@ -4,7 +4,8 @@ Three things that the plain library does not promise:
 
 * *Text is only text.* A literal ``<s>``, ``<mask>`` or ``<0x41>`` in the input never becomes the special token.
 * *Every token knows its characters*, byte pieces of rare characters included.
-* *Cutting is cheap.* ``max_tokens`` reads a prefix of a giant text, equal to cutting the tokens of the whole text.
+* *Cutting is cheap.* ``max_tokens`` reads a prefix of a giant text, equal to cutting the tokens of the whole text;
+  without it, the text is read part by part.
 
 Why a prefix is enough. Let the text be split as ``xy`` at a *safe boundary* (``_Boundaries.is_safe``) and let the
 tokens of ``x`` alone be ``t``. Then the tokens of ``xy`` begin with ``t``, so if ``t`` holds more than the wanted
@@ -22,6 +23,9 @@ number, the first ones are those of the whole text. A boundary between character
    depends on the left side alone (Viterbi runs left to right; ties go to the first found). Runs of unknown characters
    are fused, but neither neighbour is unknown.
 
+Why parts are enough. At a boundary of the first kind a pre-tokeniser that splits off whitespace drops what ``y`` begins
+with, so the tokens of ``xy`` are those of ``x`` and then those of ``y``.
+
 The argument needs normalisers and pre-tokenisers that look no further than this; for any other the whole text is read.
 """
 
@@ -31,7 +35,7 @@ import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +63,8 @@ _BYTE_GUARD = {
 }
 _BYTE_NAME_CHARACTERS = frozenset("<0x123456789ABCDEF>")  # a cut inside such a literal would hide it from the guard
 _LOCAL_NORMALIZERS = frozenset({"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Nmt", "Precompiled"})
+_PART_CHARACTERS = 100_000  # a text beyond is tokenised in parts, which also keeps every core busy
+_GROUP_CHARACTERS = 2_000_000  # of parts that are encodings at one time
 _CHARACTERS_PER_TOKEN = 8  # first guess of the prefix; mini averages 2-4, so one pass is the rule
 
 
@@ -104,7 +110,12 @@ class Tokenizer:
                 if match := _BYTE_PIECE.fullmatch(piece):
                     self._byte_of_id[i] = int(match[1], 16)
         self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_text_only(state)))
-        self._boundaries = _Boundaries(self._tokenizer, pieces, is_local=_is_local(state))
+        splits_whitespace = any(
+            step["type"] == "WhitespaceSplit" for step in _steps(state["pre_tokenizer"], "pretokenizers")
+        )
+        self._boundaries = _Boundaries(
+            self._tokenizer, pieces, is_local=_is_local(state), splits_whitespace=splits_whitespace
+        )
 
     @classmethod
     def from_file(cls, path: str | Path, *, vocab_size: int, bos_token_id: int, eos_token_id: int) -> Tokenizer:
@@ -158,17 +169,28 @@ class Tokenizer:
 
     def _tokenise(self, strings: list[str]) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
         """Return ids (n,) and offsets (n, 2) of each string, without ``<s>`` and ``</s>``."""
-        strings = [_SURROGATE.sub("\ufffd", string) for string in strings]
-        rows = []
-        for string, encoded in zip(
-            strings, self._tokenizer.encode_batch(strings, add_special_tokens=False), strict=True
-        ):
-            ids = np.array(encoded.ids, dtype=np.int32)
-            flat = np.fromiter(itertools.chain.from_iterable(encoded.offsets), dtype=np.int32, count=2 * len(ids))
-            offsets = flat.reshape(-1, 2)
-            self._part_byte_runs(string, ids, offsets)
-            rows.append((ids, offsets))
-        return rows
+        # A giant text goes part by part: `tokenizers` needs a hundred times a text's size while it holds its encoding.
+        parts = [
+            (row, start, _SURROGATE.sub("\ufffd", string[start:stop]))
+            for row, string in enumerate(strings)
+            for start, stop in itertools.pairwise(self._boundaries.part_edges(string, _PART_CHARACTERS))
+        ]
+        found: list[list[tuple[NDArray[np.int32], NDArray[np.int32]]]] = [[] for _ in strings]
+        for group in _groups(parts, _GROUP_CHARACTERS):
+            texts = [part for _, _, part in group]
+            encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+            for (row, start, part), encoded in zip(group, encodings, strict=True):
+                ids = np.array(encoded.ids, dtype=np.int32)
+                flat = np.fromiter(itertools.chain.from_iterable(encoded.offsets), dtype=np.int32, count=2 * len(ids))
+                offsets = flat.reshape(-1, 2)
+                self._part_byte_runs(part, ids, offsets)
+                found[row].append((ids, offsets + start))
+        return [
+            pieces[0]
+            if len(pieces) == 1
+            else (np.concatenate([i for i, _ in pieces]), np.concatenate([o for _, o in pieces]))
+            for pieces in found
+        ]
 
     def _part_byte_runs(self, string: str, ids: NDArray[np.int32], offsets: NDArray[np.int32]) -> None:
         """Give each byte piece its own character, in place: `tokenizers` gives it the whole run of unknown ones."""
@@ -226,10 +248,13 @@ class Tokenizer:
 class _Boundaries:
     """Where a text may be cut without changing the tokens before the cut (proof in the module's docstring)."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, pieces: Sequence[str], *, is_local: bool) -> None:
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, pieces: Sequence[str], *, is_local: bool, splits_whitespace: bool
+    ) -> None:
         self._normalizer = tokenizer.normalizer
         self._pieces = pieces
         self._is_local = is_local
+        self._can_part = is_local and splits_whitespace
         self._inert: dict[str, bool] = {}
 
     def last_before(self, text: str, limit: int | None) -> int:
@@ -241,10 +266,28 @@ class _Boundaries:
             limit *= 2
         return len(text)
 
+    def part_edges(self, text: str, size: int) -> list[int]:
+        """Return edges of parts, most of them at most ``size`` characters, whose tokens together are the text's.
+
+        Only whitespace parts a text: the second rule of the proof says nothing of what follows a cut inside a word,
+        whose beginning may carry a mark.
+        """
+        edges, limit = [0], size
+        while self._can_part and edges[-1] + limit < len(text):
+            stop = edges[-1] + limit
+            for i in range(stop, edges[-1] + limit // 2, -1):
+                if _opens_word(text[i - 1], text[i]):
+                    edges.append(i)
+                    limit = size
+                    break
+            else:
+                limit *= 2
+        return [*edges, len(text)]
+
     def is_safe(self, a: str, b: str) -> bool:
         """Whether the text may be cut between its neighbours ``a`` and ``b``."""
         if b in WHITESPACE:
-            return a not in WHITESPACE and unicodedata.category(a)[0] != "C" and not _is_prepending(a)
+            return _opens_word(a, b)
         return (
             self._is_inert(a)
             and self._is_inert(b)
@@ -274,6 +317,25 @@ class _Boundaries:
     @cached_property
     def _bigrams(self) -> frozenset[str]:
         return frozenset(a + b for piece in self._pieces for a, b in itertools.pairwise(piece))
+
+
+def _opens_word(a: str, b: str) -> bool:
+    """Whether ``b`` is whitespace that opens a new word and grapheme cluster after the visible character ``a``."""
+    return b in WHITESPACE and a not in WHITESPACE and unicodedata.category(a)[0] != "C" and not _is_prepending(a)
+
+
+def _groups(parts: Sequence[tuple[int, int, str]], size: int) -> Iterator[list[tuple[int, int, str]]]:
+    """Yield the parts in order, in groups of about ``size`` characters."""
+    group: list[tuple[int, int, str]] = []
+    characters = 0
+    for part in parts:
+        group.append(part)
+        characters += len(part[2])
+        if characters >= size:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
 
 
 def _is_prepending(c: str) -> bool:

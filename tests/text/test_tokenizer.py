@@ -67,6 +67,30 @@ def test_a_giant_text_is_read_by_its_prefix_alone(tokenizer: Tokenizer) -> None:
     assert len(encoding) == 100 and encoding.cut_characters == len(text) - encoding.offsets[-2, 1]
 
 
+@SETTINGS
+@given(texts=st.lists(TEXTS, max_size=4), size=st.integers(1, 30))
+def test_a_text_read_in_parts_has_the_tokens_of_the_whole(tokenizer: Tokenizer, texts: list[str], size: int) -> None:
+    texts = [*texts, " ".join(texts) * 5]
+    whole = tokenizer.encode_batch(texts, ["the "] * len(texts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("polyvec.text.tokenizer._PART_CHARACTERS", size)
+        patch.setattr("polyvec.text.tokenizer._GROUP_CHARACTERS", 3 * size)
+        parts = tokenizer.encode_batch(texts, ["the "] * len(texts))
+    for one, other in zip(whole, parts, strict=True):
+        assert one.input_ids.tolist() == other.input_ids.tolist()
+        assert one.offsets.tolist() == other.offsets.tolist()
+
+
+def test_a_giant_text_is_tokenised_in_parts(tokenizer: Tokenizer) -> None:
+    text = "the router " * 100_000
+    edges = tokenizer._boundaries.part_edges(text, 100_000)
+    assert max(np.diff(edges)) <= 100_000
+    assert (
+        tokenizer.encode(text).input_ids[1:-1].tolist()
+        == tokenizer.encode("the router").input_ids[1:-1].tolist() * 100_000
+    )
+
+
 @pytest.mark.parametrize("text", ["", " ", "\n\t"])
 def test_empty_text_is_its_frame_alone(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.encode(text).input_ids.tolist() == [0, 2]
