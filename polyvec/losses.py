@@ -50,6 +50,17 @@ def distillation(student: Tensor, teacher: Tensor) -> Tensor:
     return (1.0 - (student * teacher).sum(dim=-1)).mean()
 
 
+def relational_distillation(student: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
+    """Cross-entropy in nats between whom the teacher and whom the student hold for near. (B, M), (P, M), P >= B.
+
+    ``targets[i]`` is the teacher's vector of text i; rows beyond the first B are of other texts. The teacher's cosines
+    to all P rows, over ``temperature``, are the soft labels of the student's: unlike in InfoNCE, a near-duplicate among
+    the others is no mistake (relational knowledge distillation as a softmax, arXiv 2106.04420).
+    """
+    labels = (targets[: len(student)] @ targets.T / temperature).softmax(dim=-1)
+    return F.cross_entropy(student @ targets.T / temperature, labels)
+
+
 def matryoshka(
     loss: Callable[..., Tensor], *embeddings: Tensor, dims: Sequence[int], **options: float | Tensor
 ) -> Tensor:

@@ -1,5 +1,6 @@
 """polyvec-mini: the whole run, stage by stage, as it was trained.
 
+    python -m recipes.mini vocabulary --data DATA --work WORK
     python -m recipes.mini prepare --data DATA --teachers FOLDER... --work WORK
     python -m recipes.mini static --work WORK --steps 500
     python -m recipes.mini distil --work WORK --steps 360
@@ -16,7 +17,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +34,7 @@ from polyvec.data.sampling import GroupedSampler, LabelSampler
 from polyvec.data.tokenized import TokenizedTexts
 from polyvec.evaluation.development import Encode, Limits, bitext, classification, retrieval, similarity
 from polyvec.evaluation.metrics import Vectors
+from polyvec.inference.batching import plan_batches
 from polyvec.inference.embedder import Embedder
 from polyvec.inference.export import export_onnx
 from polyvec.model.config import mini
@@ -49,40 +52,30 @@ from polyvec.training.adapters import (
     text_matching_step,
 )
 from polyvec.training.distill import StaticStudent, co_occurrence_table, distillation_loss, grow
-from polyvec.training.loop import Schedule, train
+from polyvec.training.loop import Schedule, fast_short_texts, train
 from polyvec.training.teachers import OnnxTeacher, combine
 from polyvec.training.vocabulary import balanced_sample, train_unigram
 
 app = typer.Typer(help="Train polyvec-mini.", no_args_is_help=True)
 Work = Annotated[Path, typer.Option(help="Folder of this run.")]
+BFloat16 = Annotated[bool, typer.Option(help="Multiply in bfloat16; for processors with instructions for it.")]
+Data = Annotated[Path, typer.Option(help="Folder with train/*.parquet.")]
 
 #: How often a source is drawn against its size: interface strings are many, short and formulaic.
 SOURCE_WEIGHTS = {
     "tatoeba": 2.0, "odoo": 0.6, "libreoffice-help": 0.7, "ms-edgeai-beginners": 0.5, "ms-iot-beginners": 0.5,
 }  # fmt: skip
-MAX_CHARACTERS = 400  # longer paragraphs cost most of the teacher's time and are cut by its context anyway
+MAX_CHARACTERS = 300  # longer paragraphs cost most of the teacher's time and are cut by its context anyway
+SMOOTHING = 0.6  # a language is drawn in proportion to its texts to this power
 SMALLEST_LANGUAGE = 300_000  # characters; below it a language takes characters from the table and gives nothing
 _WORD = re.compile(r"[^\W\d_]{2}")
 
 
 @app.command()
-def prepare(
-    data: Annotated[Path, typer.Option(help="Folder with train/*.parquet.")],
-    teachers: Annotated[list[Path], typer.Option(help="Teacher folders; their cosines are averaged.")],
-    work: Work,
-) -> None:
-    """Train the vocabulary, embed the English side with the teachers, tokenise everything."""
+def vocabulary(data: Data, work: Work) -> None:
+    """Stage 0: ``tokenizer.json`` from all running text of the languages that have enough of it."""
     work.mkdir(parents=True, exist_ok=True)
     parallel = pq.read_table(data / "train/parallel.parquet").to_pydict()
-    vocabulary(data, parallel, work / "tokenizer.json")
-    english = english_texts(data, parallel["en"])
-    targets = combine([OnnxTeacher(t, max_tokens=128).encode(english, batch_tokens=2048) for t in teachers], width=384)
-    np.save(work / "targets.npy", targets.astype(np.float16))
-    tokenise(parallel, english, work)
-
-
-def vocabulary(data: Path, parallel: dict[str, list[str]], path: Path) -> None:
-    """Train and write ``tokenizer.json`` on all running text of the languages that have enough of it."""
     texts: dict[str, list[str]] = {"en": sorted(set(parallel["en"]))}
     sources = [(parallel["lang"], parallel["text"])]
     for name, columns in (("text", ["text"]), ("pairs", ["query", "passage"])):
@@ -92,7 +85,22 @@ def vocabulary(data: Path, parallel: dict[str, list[str]], path: Path) -> None:
         for lang, row in zip(langs, rows, strict=True):
             texts.setdefault(lang, []).append(row[:2000])
     texts = {lang: rows for lang, rows in texts.items() if sum(map(len, rows)) > SMALLEST_LANGUAGE}
-    train_unigram(balanced_sample(texts, budget_chars=16_000_000), vocab_size=mini().vocab_size).save(str(path))
+    tokenizer = train_unigram(balanced_sample(texts, budget_chars=16_000_000), vocab_size=mini().vocab_size)
+    tokenizer.save(str(work / "tokenizer.json"))
+
+
+@app.command()
+def prepare(
+    data: Data,
+    teachers: Annotated[list[Path], typer.Option(help="Teacher folders; their cosines are averaged.")],
+    work: Work,
+) -> None:
+    """Stage 1: embed the English side with the teachers, tokenise every translation of it."""
+    parallel = pq.read_table(data / "train/parallel.parquet").to_pydict()
+    english = english_texts(data, parallel["en"])
+    targets = combine([OnnxTeacher(t, max_tokens=128).encode(english, batch_tokens=2048) for t in teachers], width=384)
+    np.save(work / "targets.npy", targets.astype(np.float16))
+    tokenise(parallel, english, work)
 
 
 def english_texts(data: Path, parallel_english: list[str]) -> list[str]:
@@ -117,9 +125,12 @@ def tokenise(parallel: dict[str, list[str]], english: list[str], work: Path) -> 
     kept = [i for i, text in enumerate(parallel["en"]) if text in row_of]
     texts = [parallel["text"][i] for i in kept] + english
     rows = [row_of[parallel["en"][i]] for i in kept] + list(range(len(english)))
-    weights = [SOURCE_WEIGHTS.get(parallel["source"][i], 1.0) for i in kept] + [1.0] * len(english)
+    sizes = Counter(parallel["lang"][i] for i in kept) + Counter(en=len(english))
+    weights = [
+        SOURCE_WEIGHTS.get(parallel["source"][i], 1.0) * sizes[parallel["lang"][i]] ** (SMOOTHING - 1) for i in kept
+    ] + [sizes["en"] ** (SMOOTHING - 1)] * len(english)
     TokenizedTexts.from_texts(texts, tokenizer, max_tokens=128).save(work / "texts.npz")
-    np.savez(work / "rows.npz", rows=np.array(rows), weights=np.array(weights, np.float32))
+    np.savez(work / "rows.npz", rows=np.array(rows), weights=np.array(weights, np.float64))
 
 
 def open_tokenizer(work: Path) -> Tokenizer:
@@ -140,41 +151,53 @@ def switch_dropout_off(encoder: Encoder) -> None:
 class Distillation:
     """Batches of texts with their teacher's targets; the texts of one batch all have different targets."""
 
-    def __init__(self, work: Path, batch_size: int, seed: int) -> None:
+    def __init__(self, work: Path, batch_size: int, *, num_others: int, seed: int) -> None:
+        """``num_others`` targets of texts outside the batch stand beside it, to be told apart from."""
         self.texts = TokenizedTexts.load(work / "texts.npz")
         self.targets: NDArray[np.float32] = np.load(work / "targets.npy").astype(np.float32)
         with np.load(work / "rows.npz") as arrays:
             self.rows: NDArray[np.int64] = arrays["rows"]
-            self.edges = np.cumsum(arrays["weights"], dtype=np.float64)
-        self.batch_size, self.seed = batch_size, seed
+            self.edges = np.cumsum(arrays["weights"])
+        self.batch_size, self.num_others, self.seed = batch_size, num_others, seed
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ids (N,), offsets (B+1,) and targets (B, D); a function of the step alone, so a run can resume."""
-        draws = np.random.default_rng((self.seed, step)).random(self.batch_size) * self.edges[-1]
+    def parts(self, step: int, *, part_tokens: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield ids (N,), offsets (B+1,) and targets (P, D), the B own ones first, of parts of like length.
+
+        A function of the step alone, so that a run can resume.
+        """
+        rng = np.random.default_rng((self.seed, step))
+        draws = rng.random(self.batch_size) * self.edges[-1]
         chosen = np.searchsorted(self.edges, draws, side="right")
         rows, first = np.unique(self.rows[chosen], return_index=True)
-        ids, cu_seqlens = self.texts.pack(chosen[first])
-        return ids, cu_seqlens, torch.from_numpy(self.targets[rows])
+        chosen = chosen[first]
+        others = np.setdiff1d(rng.integers(len(self.targets), size=self.num_others), rows)
+        for plan in plan_batches(self.texts.lengths[chosen].tolist(), batch_tokens=part_tokens):
+            bank = np.concatenate((rows[plan], np.delete(rows, plan), others))
+            yield (*self.texts.pack(chosen[plan]), torch.from_numpy(self.targets[bank]))
+
+    def shares(
+        self, step: int, embed: Callable[[Tensor, Tensor], Tensor], *, dims: Sequence[int], part_tokens: int
+    ) -> Iterator[Tensor]:
+        """Yield the shares of the step's loss, where ``embed`` maps ids and offsets to (B, D)."""
+        for ids, cu_seqlens, targets in self.parts(step, part_tokens=part_tokens):
+            loss = distillation_loss(embed(ids, cu_seqlens), targets, dims=dims, relation=0.2, temperature=0.05)
+            yield loss * ((len(cu_seqlens) - 1) / self.batch_size)
 
 
 @app.command()
 def static(work: Work, steps: int = 800, batch_size: int = 2048, learning_rate: float = 0.01) -> None:
-    """Stage 1: the word table alone."""
+    """Stage 2: the word table alone."""
     torch.manual_seed(0)
     config = mini()
-    data = Distillation(work, batch_size, seed=1)
+    data = Distillation(work, batch_size, num_others=0, seed=1)
     student = StaticStudent(config)
     student.table.data.copy_(co_occurrence_table(data.texts, data.targets, data.rows, config.vocab_size) * 10)
 
-    def loss(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        ids, cu_seqlens, targets = batch
-        return distillation_loss(
-            student(ids, cu_seqlens), targets, dims=config.matryoshka_dims, contrast=0.1, temperature=0.05
-        )
+    def shares(step: int) -> Iterator[Tensor]:
+        return data.shares(step, student, dims=config.matryoshka_dims, part_tokens=1_000_000)
 
     groups = [([student.table], 1.0), ([student.scale, student.shift], 0.2)]
-    schedule = Schedule(steps=steps, learning_rate=learning_rate)
-    train(groups, data.batch, loss, schedule, log_path=work / "static.jsonl")
+    train(groups, shares, Schedule(steps=steps, learning_rate=learning_rate), log_path=work / "static.jsonl")
     save_encoder(grow(student), work / "static")
 
 
@@ -183,12 +206,13 @@ def distil(
     work: Work,
     start: str = "static",
     steps: int = 600,
-    batch_size: int = 192,
+    batch_size: int = 256,
     learning_rate: float = 1e-3,
     save_every: int = 100,
     seed: int = 2,
+    bf16: BFloat16 = False,
 ) -> None:
-    """Stage 2: the whole encoder, from the static one or from an earlier leg of this stage (``--start distil``).
+    """Stage 3: the whole encoder, from the static one or from an earlier leg of this stage (``--start distil``).
 
     Give each leg a seed of its own: the batches are a function of it, and a leg with the seed of the one before reads
     the same texts again, which looks like progress in the log and is not.
@@ -196,16 +220,17 @@ def distil(
     torch.manual_seed(1)
     encoder = load_encoder(work / start).train()
     switch_dropout_off(encoder)
-    data = Distillation(work, batch_size, seed=seed)
+    data = Distillation(work, batch_size, num_others=4096, seed=seed)
     table = [p for n, p in encoder.named_parameters() if n.startswith("embeddings.") and "lora" not in n]
     layers = [p for n, p in encoder.named_parameters() if n.startswith("layers.") and "lora" not in n]
 
-    def loss(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        ids, cu_seqlens, targets = batch
-        no_task = torch.full((len(targets),), NO_ADAPTER)
-        embeddings = mean_pool(encoder(ids, cu_seqlens, no_task), cu_seqlens)
-        dims = encoder.config.matryoshka_dims
-        return distillation_loss(embeddings, targets, dims=dims, contrast=0.1, temperature=0.05)
+    def embed(ids: Tensor, cu_seqlens: Tensor) -> Tensor:
+        no_task = torch.full((len(cu_seqlens) - 1,), NO_ADAPTER)
+        with fast_short_texts(bf16=bf16):
+            return mean_pool(encoder(ids, cu_seqlens, no_task), cu_seqlens)
+
+    def shares(step: int) -> Iterator[Tensor]:
+        return data.shares(step, embed, dims=encoder.config.matryoshka_dims, part_tokens=2048)
 
     def save(step: int) -> None:
         if step % save_every == 0:
@@ -213,7 +238,7 @@ def distil(
 
     groups = [(table, 0.3), (layers, 1.0)]
     schedule = Schedule(steps=steps, learning_rate=learning_rate)
-    train(groups, data.batch, loss, schedule, log_path=work / "distil.jsonl", each_log=save)
+    train(groups, shares, schedule, log_path=work / "distil.jsonl", each_log=save)
     save_encoder(encoder, work / "distil")
     print(json.dumps({"stage": "distil", "steps": steps, "start": start}))
 
@@ -225,7 +250,7 @@ def adapters(
     steps: int = 100,
     learning_rate: float = 2e-3,
 ) -> None:
-    """Stage 3: the five adapters over the frozen base, one task after the other."""
+    """Stage 4: the five adapters over the frozen base, one task after the other."""
     torch.manual_seed(2)
     encoder = load_encoder(work / "distil").train()
     switch_dropout_off(encoder)
@@ -250,18 +275,18 @@ def adapters(
     classes = LabelSampler(rows, per_class=2, seed=6)
     clusters = LabelSampler(rows, per_class=8, seed=7)
 
-    steps_of: dict[str, Callable[[int], Tensor]] = {
-        "retrieval": lambda step: retrieval_step(encode, retrieval.draw(step, 40), dims=dims),
-        "text-matching": lambda step: text_matching_step(
-            encode, similarity.draw(step, 48), bitext.draw(step, 24), dims=dims
-        ),
-        "classification": lambda step: classification_step(encode, classes.draw(step, 48)[0], dims=dims),
-        "separation": lambda step: separation_step(encode, *clusters.draw(step, 10), dims=dims),
+    steps_of: dict[str, Callable[[int], list[Tensor]]] = {
+        "retrieval": lambda step: [retrieval_step(encode, retrieval.draw(step, 40), dims=dims)],
+        "text-matching": lambda step: [
+            text_matching_step(encode, similarity.draw(step, 48), bitext.draw(step, 24), dims=dims)
+        ],
+        "classification": lambda step: [classification_step(encode, classes.draw(step, 48)[0], dims=dims)],
+        "separation": lambda step: [separation_step(encode, *clusters.draw(step, 10), dims=dims)],
     }
-    for name, loss in steps_of.items():
+    for name, shares in steps_of.items():
         # A fresh optimiser each: stale momentum would move adapters that this task does not train.
         schedule = Schedule(steps=steps, learning_rate=learning_rate, warmup_steps=10)
-        train([(parameters, 1.0)], lambda step: step, loss, schedule, log_path=work / f"{name}.jsonl")
+        train([(parameters, 1.0)], shares, schedule, log_path=work / f"{name}.jsonl")
         save_encoder(encoder, work / "adapters")
     print(json.dumps({"stage": "adapters", "steps": steps, "tasks": list(config.tasks)}))
 
@@ -274,7 +299,7 @@ def finish(
     output: Annotated[Path, typer.Option(help="Model folder to write.")] = Path("polyvec/weights/mini"),
     pairs: Annotated[int, typer.Option(help="Development rows per language; 0 is all.")] = 400,
 ) -> None:
-    """Stage 4: half-precision weights, both ONNX graphs, int8 ranges, scores and the model card."""
+    """Stage 5: half-precision weights, both ONNX graphs, int8 ranges, scores and the model card."""
     save_encoder(load_encoder(work / "adapters"), output, dtype=torch.float16)
     shutil.copyfile(work / "tokenizer.json", output / "tokenizer.json")
     parity = {name: asdict(export_onnx(output, precision=name)) for name in ("fp32", "int8")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,15 @@ def random_encoder(config: ModelConfig | None = None, *, seed: int = 0) -> Encod
         else:
             torch.nn.init.normal_(parameter.data, std=0.1)
     return encoder.eval()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What polyvec remembers of this machine goes here, of the commands that tests run too."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -66,8 +76,8 @@ def torch_embedder(model_folder: Path) -> Embedder:
 
 
 @pytest.fixture(scope="session")
-def mini() -> Embedder:
-    """polyvec-mini, the model in the package."""
+def mini(cache_folder: Path) -> Embedder:
+    """polyvec-mini, the model in the package, on the engine that is fastest here."""
     return Embedder()
 
 

@@ -22,6 +22,7 @@ from polyvec.atomic import write_json
 from polyvec.errors import InputError, MissingExtraError, TruncationWarning, UntrainedDimensionWarning
 from polyvec.inference.batching import Batch, plan_batches
 from polyvec.inference.engines import Engine
+from polyvec.inference.engines.choice import faster_precision
 from polyvec.inference.engines.onnx import GRAPH_FILES, OnnxEngine
 from polyvec.inference.late_chunking import (
     LateChunking,
@@ -93,7 +94,8 @@ class Embedder:
     """A model ready to embed.
 
     ``model`` is None for polyvec-mini, which is inside the package, a folder, or a hub name. ``engine`` is ``onnx``,
-    ``onnx-int8``, ``torch``, or ``auto``: ONNX where the folder holds a graph and no other ``device`` is asked for.
+    ``onnx-int8``, ``torch``, or ``auto``: ONNX where the folder holds a graph and no other ``device`` is asked for,
+    and of its two graphs the one that a short run finds faster on this machine.
     ``threads`` bounds the CPU threads of ONNX Runtime.
     Raises ``WeightsError`` for a model that does not load whole.
     """
@@ -348,7 +350,11 @@ class Embedder:
             raise InputError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
         if engine == "auto":
             wants_cpu = device in (None, "cpu")
-            engine = "onnx" if wants_cpu and (self.folder / GRAPH_FILES["fp32"]).exists() else "torch"
+            if wants_cpu and (self.folder / GRAPH_FILES["fp32"]).exists():
+                precision = faster_precision(self.folder, self.config, threads=threads)
+                engine = "onnx-int8" if precision == "int8" else "onnx"
+            else:
+                engine = "torch"
         if engine.startswith("onnx"):
             if device not in (None, "cpu"):
                 raise InputError(f"engine {engine!r} runs on the CPU, got device {device!r}; use engine='torch'")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyvec.data.tokenized import TokenizedTexts
-from polyvec.losses import distillation, info_nce, matryoshka
+from polyvec.losses import distillation, matryoshka, relational_distillation
 from polyvec.model.config import ModelConfig
 from polyvec.model.encoder import Encoder, Layer
 
@@ -88,14 +88,17 @@ def grow(student: StaticStudent) -> Encoder:
 
 
 def distillation_loss(
-    embeddings: Tensor, targets: Tensor, *, dims: Sequence[int], contrast: float, temperature: float
+    embeddings: Tensor, targets: Tensor, *, dims: Sequence[int], relation: float, temperature: float
 ) -> Tensor:
-    """Cosine distance to the targets plus ``contrast`` times InfoNCE against them, averaged over the widths.
+    """Cosine distance to the targets plus ``relation`` times the relational loss, averaged over the widths.
 
-    The distance alone lets short widths drift together; InfoNCE keeps texts of a batch apart, which is what bitext
-    retrieval asks for. Targets of one batch must be of different texts. (B, D) twice.
+    The distance alone lets short widths drift together; the relation to other texts keeps them apart, which is what
+    bitext retrieval asks for. (B, D), (P, D) of different texts, the rows of ``targets`` beyond the first B being
+    others to be told apart from.
     """
-    loss = matryoshka(distillation, embeddings, targets, dims=dims)
-    if contrast:
-        loss = loss + contrast * matryoshka(info_nce, embeddings, targets, dims=dims, temperature=temperature)
+    loss = matryoshka(distillation, embeddings, targets[: len(embeddings)], dims=dims)
+    if relation:
+        loss = loss + relation * matryoshka(
+            relational_distillation, embeddings, targets, dims=dims, temperature=temperature
+        )
     return loss

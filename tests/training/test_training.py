@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,15 @@ import torch
 from polyvec.data.sampling import GroupedSampler, LabelSampler
 from polyvec.data.tokenized import TokenizedTexts
 from polyvec.errors import InputError
-from polyvec.losses import cosent, distillation, info_nce, matryoshka, pair_loss, separation_loss
+from polyvec.losses import (
+    cosent,
+    distillation,
+    info_nce,
+    matryoshka,
+    pair_loss,
+    relational_distillation,
+    separation_loss,
+)
 from polyvec.model.config import tiny
 from polyvec.model.encoder import Encoder
 from polyvec.model.pooling import mean_pool, truncate
@@ -66,6 +75,38 @@ def test_matryoshka_is_the_mean_over_cut_and_rescaled_widths() -> None:
     torch.testing.assert_close(whole, torch.stack(by_hand).mean())
 
 
+def test_relational_distillation_takes_the_teachers_word_for_who_is_near() -> None:
+    targets = torch.eye(4)
+    self_entropy = -torch.tensor([10.0, 0, 0, 0]).softmax(0) @ torch.tensor([10.0, 0, 0, 0]).log_softmax(0)
+    loss = relational_distillation(targets[:2], targets, temperature=0.1)
+    assert float(loss) == pytest.approx(float(self_entropy), abs=1e-6)
+    twins = torch.eye(4)[[0, 1, 0, 3]]  # row 2 is a near-duplicate of row 0: InfoNCE calls it a mistake
+    student = unit(1, 4, seed=3)
+    labels = torch.tensor([10.0, 0, 10.0, 0]).softmax(0)
+    by_hand = -(labels * (student[0] @ twins.T * 10).log_softmax(0)).sum()
+    torch.testing.assert_close(relational_distillation(student, twins, temperature=0.1), by_hand)
+
+
+def test_shares_of_a_step_add_up_to_the_gradient_of_the_whole(tmp_path: Path) -> None:
+    rows, targets = unit(12, 8, seed=1), unit(12, 8, seed=2)
+    weights = []
+    for parts in (1, 3):
+        weight = torch.nn.Parameter(torch.eye(8))
+
+        def shares(step: int, weight: torch.nn.Parameter = weight, parts: int = parts) -> Iterator[torch.Tensor]:
+            for plan in torch.arange(12).chunk(parts):
+                others = torch.tensor([i for i in range(12) if i not in plan.tolist()], dtype=torch.long)
+                bank = targets[torch.cat((plan, others))]
+                embeddings = rows[plan] @ weight
+                loss = distillation_loss(embeddings, bank, dims=(4, 8), relation=0.5, temperature=0.1)
+                yield loss * (len(plan) / 12)
+
+        train([([weight], 1.0)], shares, Schedule(steps=3, learning_rate=0.1, warmup_steps=1),
+              log_path=tmp_path / "log.jsonl")  # fmt: skip
+        weights.append(weight.detach())
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-5, rtol=0)
+
+
 def test_a_grown_encoder_computes_what_its_student_did() -> None:
     torch.manual_seed(0)
     student = StaticStudent(tiny())
@@ -87,13 +128,12 @@ def test_distillation_learns_its_targets_from_a_first_table(tmp_path: Path) -> N
     def loss(rows: np.ndarray) -> torch.Tensor:
         ids, cu_seqlens = texts.pack(rows)
         goals = torch.from_numpy(targets[rows])
-        return distillation_loss(student(ids, cu_seqlens), goals, dims=DIMS, contrast=0.1, temperature=0.05)
+        return distillation_loss(student(ids, cu_seqlens), goals, dims=DIMS, relation=0.1, temperature=0.05)
 
     rng = np.random.default_rng(0)
     losses = train(
         [(list(student.parameters()), 1.0)],
-        lambda step: rng.choice(64, 16, replace=False),
-        loss,
+        lambda step: [loss(rng.choice(64, 16, replace=False))],
         Schedule(steps=40, learning_rate=0.05, warmup_steps=2),
         log_path=tmp_path / "log.jsonl",
     )
@@ -110,7 +150,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     weight = torch.nn.Parameter(torch.ones(2))
     with pytest.raises(FloatingPointError, match="step 0"):
         train(
-            [([weight], 1.0)], lambda step: step, lambda step: weight.sum() * float("nan"),
+            [([weight], 1.0)], lambda step: [weight.sum() * float("nan")],
             Schedule(steps=3, learning_rate=0.1), log_path=tmp_path / "log.jsonl",
         )  # fmt: skip
     assert weight.tolist() == [1.0, 1.0]
@@ -143,7 +183,7 @@ def test_an_adapter_stage_learns_and_touches_its_own_adapters_alone(
         "separation": lambda step: separation_step(encode, texts, [0, 0, 0, 0, 1, 1, 1, 1], dims=DIMS),
     }
     losses = train(
-        [(freeze_base(encoder), 1.0)], lambda step: step, steps[stage],
+        [(freeze_base(encoder), 1.0)], lambda step: [steps[stage](step)],
         Schedule(steps=30, learning_rate=0.01, warmup_steps=2), log_path=tmp_path / "log.jsonl",
     )  # fmt: skip
     assert losses[-1] < 0.8 * losses[0]

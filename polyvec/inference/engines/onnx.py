@@ -15,6 +15,8 @@ from polyvec.model.config import ModelConfig
 #: Precision of a graph to its file in a model folder.
 GRAPH_FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 _INPUTS = ["input_ids", "attention_mask", "task_ids"]
+#: ONNX Runtime would fuse the addition into the layer norm, whose kernel then takes ten times as long.
+_SLOWER_FUSIONS = ["SkipLayerNormFusion"]
 
 
 class OnnxEngine:
@@ -34,7 +36,9 @@ class OnnxEngine:
         self._giving_back = ort.RunOptions()
         self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER_FUSIONS
+            )
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
             raise WeightsError(f"{path} must be a whole ONNX file, got {error}; export it again") from error
         if [i.name for i in self._session.get_inputs()] != _INPUTS:
