@@ -10,15 +10,18 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from polyvec.inference.batching import Batch
+from polyvec.inference.batching import Batch, plan_batches
 from polyvec.losses import cosent, matryoshka, pair_loss, separation_loss
 from polyvec.model.encoder import Encoder
 from polyvec.model.pooling import mean_pool
 from polyvec.tasks import resolve_task
 from polyvec.text.tokenizer import Tokenizer
+from polyvec.training.loop import fast_short_texts
 
 #: Texts with their task to (B, D) mean-pooled vectors.
 Encode = Callable[[Sequence[str], str], Tensor]
+
+_PART_TOKENS = 2048  # of texts that run together; larger leaves the cache
 
 
 def freeze_base(encoder: Encoder) -> list[nn.Parameter]:
@@ -32,16 +35,25 @@ def freeze_base(encoder: Encoder) -> list[nn.Parameter]:
     return adapters
 
 
-def text_encoder(encoder: Encoder, tokenizer: Tokenizer, *, max_tokens: int) -> Encode:
-    """Return a function of texts and a task that applies the adapter with its prompt, as at inference."""
+def text_encoder(encoder: Encoder, tokenizer: Tokenizer, *, max_tokens: int, bf16: bool = False) -> Encode:
+    """Return a function of texts and a task that applies the adapter with its prompt, as at inference.
+
+    Texts of like length run together in parts, one graph over all: a loss may compare any two of them.
+    """
 
     def encode(texts: Sequence[str], name: str) -> Tensor:
         task = resolve_task(name, encoder.config.prompts)
         rows = [e.input_ids for e in tokenizer.encode_batch(list(texts), [task.prompt] * len(texts), max_tokens)]
-        batch = Batch.of(rows, [task.adapter_id] * len(rows))
-        cu_seqlens = torch.from_numpy(batch.cu_seqlens)
-        states = encoder(torch.from_numpy(batch.input_ids), cu_seqlens, torch.from_numpy(batch.task_ids))
-        return mean_pool(states, cu_seqlens)
+        plans = plan_batches([len(row) for row in rows], batch_tokens=_PART_TOKENS)
+        parts = []
+        for plan in plans:
+            batch = Batch.of([rows[i] for i in plan], [task.adapter_id] * len(plan))
+            cu_seqlens = torch.from_numpy(batch.cu_seqlens)
+            with fast_short_texts(bf16=bf16):
+                states = encoder(torch.from_numpy(batch.input_ids), cu_seqlens, torch.from_numpy(batch.task_ids))
+            parts.append(mean_pool(states, cu_seqlens))
+        order = torch.tensor([i for plan in plans for i in plan])
+        return torch.cat(parts)[order.argsort()]
 
     return encode
 
@@ -66,7 +78,7 @@ def text_matching_step(
     pairs, bitext = vectors[: 2 * len(graded)], vectors[2 * len(graded) :]
     grades = torch.tensor([grade for _, _, grade in graded])
     order = matryoshka(_graded_loss, pairs[0::2], pairs[1::2], dims=dims, grades=grades)
-    return order + 0.5 * matryoshka(pair_loss, bitext[0::2], bitext[1::2], dims=dims, temperature=0.05)
+    return order + matryoshka(pair_loss, bitext[0::2], bitext[1::2], dims=dims, temperature=0.05)
 
 
 def _graded_loss(first: Tensor, second: Tensor, *, grades: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from polyvec.atomic import whole_file
+from polyvec.training.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +39,17 @@ def train(
     log_path: Path,
     max_grad_norm: float = 1.0,
     log_every: int = 20,
-    each_log: Callable[[int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> list[float]:
     """Minimise the sum of ``shares_of(step)`` with AdamW and return the loss of every step.
 
     Each share of a step's loss is sent backwards before the next is asked for, so that a batch of any size needs the
     memory of one share. ``groups`` pairs parameters with a multiple of the learning rate. Every ``log_every`` steps one
-    JSON line (step, mean loss since the last, seconds) goes to ``log_path`` and ``each_log(step)`` runs. A loss that is
-    not finite stops the run before it reaches the weights: raises ``FloatingPointError`` naming the step.
+    JSON line (step, mean loss since the last, seconds) goes to ``log_path``. A loss that is not finite stops the run
+    before it reaches the weights: raises ``FloatingPointError`` naming the step.
+
+    With a ``checkpoint`` the run goes on from the last save, to the same weights as a run that never stopped, provided
+    that ``shares_of`` depends on the step alone. SIGTERM then ends the step, saves, and raises ``SystemExit``.
     """
     optimizer = torch.optim.AdamW(
         [{"params": list(p), "lr": schedule.learning_rate * m, "base": m} for p, m in groups],
@@ -51,10 +59,11 @@ def train(
         fused=True,
     )
     parameters = [p for group, _ in groups for p in group]
-    losses: list[float] = []
+    losses = checkpoint.restore(parameters, optimizer) if checkpoint else []
+    _forget_after(log_path, len(losses))
     started = time.monotonic()
-    with log_path.open("a", encoding="utf-8") as log:
-        for step in range(schedule.steps):
+    with log_path.open("a", encoding="utf-8") as log, _sigterm(catch=checkpoint is not None) as stopping:
+        for step in range(len(losses), schedule.steps):
             for group in optimizer.param_groups:
                 group["lr"] = schedule.learning_rate * group["base"] * schedule.factor(step)
             optimizer.zero_grad(set_to_none=True)
@@ -69,14 +78,39 @@ def train(
             nn.utils.clip_grad_norm_(parameters, max_grad_norm)
             optimizer.step()
             losses.append(total)
-            if (step + 1) % log_every == 0 or step + 1 == schedule.steps:
+            if len(losses) % log_every == 0 or len(losses) == schedule.steps:
                 recent = losses[-log_every:]
                 row = {"step": step + 1, "loss": sum(recent) / len(recent), "seconds": time.monotonic() - started}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
-                if each_log is not None:
-                    each_log(step + 1)
+            if checkpoint and (len(losses) % checkpoint.every == 0 or len(losses) == schedule.steps or stopping()):
+                checkpoint.save(parameters, optimizer, losses)
+            if stopping():
+                raise SystemExit(128 + signal.SIGTERM)
     return losses
+
+
+def _forget_after(log_path: Path, step: int) -> None:
+    """Drop the lines of steps that a resumed run will take again."""
+    if log_path.exists():
+        lines = log_path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
+        with whole_file(log_path) as partial:
+            partial.write_text(kept, encoding="utf-8")
+
+
+@contextmanager
+def _sigterm(*, catch: bool) -> Iterator[Callable[[], bool]]:
+    """Yield whether SIGTERM has come, instead of dying of it. Signals reach the main thread alone."""
+    received = threading.Event()
+    if not catch or threading.current_thread() is not threading.main_thread():
+        yield received.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: received.set())
+    try:
+        yield received.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,7 @@ from polyvec.training.adapters import (
     text_encoder,
     text_matching_step,
 )
+from polyvec.training.checkpoint import Checkpoint
 from polyvec.training.distill import StaticStudent, co_occurrence_table, distillation_loss, grow
 from polyvec.training.loop import Schedule, train
 from polyvec.training.teachers import combine
@@ -154,6 +157,71 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
             Schedule(steps=3, learning_rate=0.1), log_path=tmp_path / "log.jsonl",
         )  # fmt: skip
     assert weight.tolist() == [1.0, 1.0]
+
+
+def run_of(
+    folder: Path, *, seed: int = 0, width: int = 4, stop: Callable[[int], None] | None = None
+) -> tuple[torch.Tensor, list[float]]:
+    """Train 12 steps of a noisy regression with dropout, checkpoint every 4; ``stop`` is called in each step."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(width))
+
+    def shares(step: int) -> Iterator[torch.Tensor]:
+        noise = torch.randn(width, generator=torch.Generator().manual_seed(step))
+        if stop is not None:
+            stop(step)
+        yield (torch.nn.functional.dropout(weight, 0.5) - 1 - 0.1 * noise).square().mean()
+
+    checkpoint = Checkpoint(folder / "run.safetensors", every=4, run={"seed": seed})
+    schedule = Schedule(steps=12, learning_rate=0.1, warmup_steps=2)
+    losses = train(
+        [([weight], 1.0)], shares, schedule, log_path=folder / "log.jsonl", log_every=3, checkpoint=checkpoint
+    )
+    return weight.detach(), losses
+
+
+def test_a_stopped_and_resumed_run_gives_the_weights_of_the_straight_one(tmp_path: Path) -> None:
+    (tmp_path / "straight").mkdir(), (tmp_path / "stopped").mkdir()
+    straight, losses = run_of(tmp_path / "straight")
+
+    def crash(step: int) -> None:
+        if step == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_of(tmp_path / "stopped", stop=crash)
+    read: list[int] = []
+    resumed, all_losses = run_of(tmp_path / "stopped", stop=read.append)
+    assert read == [8, 9, 10, 11]
+    assert torch.equal(resumed, straight) and all_losses == losses
+    rows = [json.loads(line) for line in (tmp_path / "stopped" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [3, 6, 9, 12]
+
+
+def test_sigterm_ends_the_step_saves_and_exits(tmp_path: Path) -> None:
+    def terminate(step: int) -> None:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stopped:
+        run_of(tmp_path, stop=terminate)
+    assert stopped.value.code == 143
+    read: list[int] = []
+    run_of(tmp_path, stop=read.append)
+    assert read[0] == 6
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_checkpoint_of_another_run_or_shape_or_a_cut_one_is_refused(tmp_path: Path) -> None:
+    run_of(tmp_path)
+    with pytest.raises(InputError, match="same run, got seed 0 instead of 1"):
+        run_of(tmp_path, seed=1)
+    with pytest.raises(InputError, match=r"same architecture, got parameters.0 of shape \(4,\) instead of \(5,\)"):
+        run_of(tmp_path, width=5)
+    path = tmp_path / "run.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(InputError, match="must be a whole checkpoint"):
+        run_of(tmp_path)
 
 
 @pytest.mark.parametrize(
