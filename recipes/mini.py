@@ -2,9 +2,9 @@
 
     python -m recipes.mini vocabulary --data DATA --work WORK
     python -m recipes.mini prepare --data DATA --teachers FOLDER... --work WORK
-    python -m recipes.mini static --work WORK --steps 500
-    python -m recipes.mini distil --work WORK --steps 360
-    python -m recipes.mini adapters --work WORK --data DATA --steps 50
+    python -m recipes.mini static --work WORK --steps 600
+    python -m recipes.mini distil --work WORK --steps 1350 --bf16
+    python -m recipes.mini adapters --work WORK --data DATA --steps 120 --bf16
     python -m recipes.mini finish --work WORK --data DATA --teacher FOLDER
 
 DATA holds ``train/parallel.parquet`` (en, text, lang, source), ``train/pairs.parquet`` and the other files that its
@@ -311,7 +311,7 @@ def finish(
     parity = {name: asdict(export_onnx(output, precision=name)) for name in ("fp32", "int8")}
     sample = pq.read_table(data / "train/parallel.parquet", columns=["text"]).column("text").to_pylist()
     chosen = np.random.default_rng(8).choice(len(sample), size=4096, replace=False)
-    Embedder(output).calibrate([sample[i] for i in chosen])
+    Embedder(output, engine="onnx").calibrate([sample[i] for i in chosen])
     scores = measure(output, data / "dev", teacher, Limits(pairs=pairs, queries=pairs))
     (output / "README.md").write_text(model_card(scores, parity, pairs), encoding="utf-8")
     (work / "scores.json").write_text(json.dumps(scores, indent=2))
@@ -319,7 +319,7 @@ def finish(
 
 def measure(model: Path, dev: Path, teacher: Path, limits: Limits) -> dict[str, dict[str, dict[str, float]]]:
     """Return score -> system -> language -> number."""
-    embedder = Embedder(model)
+    embedder = Embedder(model, engine="onnx")
     english = OnnxTeacher(teacher, max_tokens=256)
 
     def with_tasks(
