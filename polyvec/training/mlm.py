@@ -1,0 +1,48 @@
+"""Masked language modelling: the first training stage (arXiv 2409.10173, section 4.1).
+
+Shape letters: N packed tokens, D hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from polyvec.data.masking import IGNORED
+from polyvec.model.encoder import Encoder
+from polyvec.tasks import NO_ADAPTER
+
+
+class MaskedLanguageHead(nn.Module):
+    """XLM-RoBERTa's head: dense, GELU, layer norm, then the word table again as the output matrix, and a bias.
+
+    It serves this stage alone: an embedding model neither stores nor loads it.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        config = encoder.config
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        nn.init.normal_(self.dense.weight, std=config.initializer_range)
+        nn.init.zeros_(self.dense.bias)
+
+    def forward(self, states: Tensor, table: Tensor) -> Tensor:
+        """Return (N, V) logits of (N, D) states; ``table`` (V, D) is the encoder's word table."""
+        return F.linear(self.norm(F.gelu(self.dense(states))), table, self.bias)
+
+
+def mlm_loss(
+    encoder: Encoder, head: MaskedLanguageHead, input_ids: Tensor, cu_seqlens: Tensor, labels: Tensor
+) -> Tensor:
+    """Return the mean cross-entropy in nats of the hidden tokens. (N,) ids, (B+1,) offsets, (N,) labels.
+
+    Logits are made for hidden tokens alone: a vocabulary of 250,000 for every token would not fit.
+    """
+    no_task = torch.full((len(cu_seqlens) - 1,), NO_ADAPTER, device=input_ids.device)
+    states = encoder(input_ids, cu_seqlens, no_task)
+    hidden = labels != IGNORED
+    logits = head(states[hidden], encoder.embeddings.word_embeddings.weight)
+    return F.cross_entropy(logits, labels[hidden])
