@@ -30,6 +30,7 @@ import typer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyvec.data.filters import overlaps
 from polyvec.data.sampling import GroupedSampler, LabelSampler
 from polyvec.data.tokenized import TokenizedTexts
 from polyvec.evaluation.development import Encode, Limits, bitext, classification, retrieval, similarity
@@ -293,8 +294,9 @@ def adapters(
 def search_pairs(data: Path) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
     """Yield (language, source) with query and passage; a quarter of the package descriptions, which are formulaic."""
     for i, r in enumerate(pq.read_table(data / "train/pairs.parquet").to_pylist()):
-        if r["source"] != "debian-descriptions" or i % 4 == 0:
-            yield (r["lang"], r["source"]), (r["query"], r["passage"])
+        if overlaps(r["query"], r["passage"]) or (r["source"] == "debian-descriptions" and i % 4):
+            continue
+        yield (r["lang"], r["source"]), (r["query"], r["passage"])
 
 
 @app.command()
