@@ -39,7 +39,6 @@ from polyvec.inference.batching import plan_batches
 from polyvec.inference.embedder import Embedder
 from polyvec.inference.export import export_onnx
 from polyvec.model.config import mini
-from polyvec.model.encoder import Attention, Encoder
 from polyvec.model.pooling import mean_pool
 from polyvec.model.weights import load_encoder, save_encoder
 from polyvec.tasks import NO_ADAPTER
@@ -49,6 +48,7 @@ from polyvec.training.adapters import (
     freeze_base,
     retrieval_step,
     separation_step,
+    switch_dropout_off,
     text_encoder,
     text_matching_step,
 )
@@ -139,15 +139,6 @@ def open_tokenizer(work: Path) -> Tokenizer:
     config = mini()
     ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     return Tokenizer.from_file(work / "tokenizer.json", vocab_size=config.vocab_size, **ids)
-
-
-def switch_dropout_off(encoder: Encoder) -> None:
-    """Too few steps to overfit, and noise costs steps."""
-    for module in encoder.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        elif isinstance(module, Attention):
-            module.dropout = 0.0
 
 
 class Distillation:

@@ -99,6 +99,21 @@ def test_export_writes_every_layout_and_each_loads(tmp_path: Path, model_folder:
     assert "int8 graph" in result.stderr and (tmp_path / "polyvec" / "model.int8.onnx").exists()
 
 
+def test_train_adapter_adds_a_task_that_embed_knows(tmp_path: Path, model_folder: Path) -> None:
+    data, output = tmp_path / "mine.csv", tmp_path / "legal"
+    data.write_text("text,label\n" + "".join(f"{t},{i % 2}\n" for i, t in enumerate(ENGLISH * 4)), encoding="utf-8")
+    options = ("--kind", "classification", "--name", "legal", "--steps", 3, "--batch-size", 4, "-o", output)
+    result = polyvec("train", "adapter", "--data", data, "--model", model_folder, *options)
+    assert result.stdout == "" and f"legal in {output}" in result.stderr
+    result = polyvec("embed", "-", "--model", output, "--task", "legal", stdin="one\n")
+    assert len(json.loads(result.stdout)["embedding"]) == 32
+    assert "legal" in json.loads(polyvec("info", "--model", output).stdout)["tasks"]
+    result = polyvec(
+        "train", "adapter", "--data", data, "--kind", "ranking", "--name", "x", "-o", tmp_path / "x", code=2
+    )
+    assert result.stderr.startswith("error: kind must be one of retrieval")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -149,9 +149,9 @@ def _hf_prompts(folder: Path) -> dict[str, str]:
     prompts = read_json(path).get("prompts") or {}
     # sentence-transformers adds empty "query" and "document" prompts of its own when it saves.
     named = {name: prompt for name, prompt in prompts.items() if name not in ("query", "document")}
-    if sorted(named) != sorted(TASK_PROMPTS):
-        raise WeightsError(f"{path}: prompts must name exactly the tasks {list(TASK_PROMPTS)}, got {list(named)}")
-    return {task: named[task] for task in TASK_PROMPTS}
+    if any(task not in named for task in TASK_PROMPTS):
+        raise WeightsError(f"{path}: prompts must name the tasks {list(TASK_PROMPTS)}, got {list(named)}")
+    return {task: named[task] for task in (*TASK_PROMPTS, *(t for t in named if t not in TASK_PROMPTS))}
 
 
 def _check_adapter(path: Path, adapter: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from polyvec.inference.batching import Batch, plan_batches
 from polyvec.losses import cosent, matryoshka, pair_loss, separation_loss
-from polyvec.model.encoder import Encoder
+from polyvec.model.encoder import Attention, Encoder
 from polyvec.model.pooling import mean_pool
 from polyvec.tasks import resolve_task
 from polyvec.text.tokenizer import Tokenizer
@@ -33,6 +33,15 @@ def freeze_base(encoder: Encoder) -> list[nn.Parameter]:
         if is_adapter:
             adapters.append(parameter)
     return adapters
+
+
+def switch_dropout_off(encoder: Encoder) -> None:
+    """For runs too short to overfit, where noise costs steps."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(module, Attention):
+            module.dropout = 0.0
 
 
 def text_encoder(encoder: Encoder, tokenizer: Tokenizer, *, max_tokens: int, bf16: bool = False) -> Encode:
@@ -58,26 +67,35 @@ def text_encoder(encoder: Encoder, tokenizer: Tokenizer, *, max_tokens: int, bf1
     return encode
 
 
-def retrieval_step(encode: Encode, pairs: Sequence[tuple[str, str]], *, dims: Sequence[int]) -> Tensor:
+def retrieval_step(
+    encode: Encode,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    dims: Sequence[int],
+    tasks: tuple[str, str] = ("retrieval.query", "retrieval.passage"),
+) -> Tensor:
     """Both retrieval adapters at once: each query finds its passage among the batch's, and the reverse."""
-    queries = encode([q for q, _ in pairs], "retrieval.query")
-    passages = encode([p for _, p in pairs], "retrieval.passage")
+    queries = encode([q for q, _ in pairs], tasks[0])
+    passages = encode([p for _, p in pairs], tasks[1])
     return matryoshka(pair_loss, queries, passages, dims=dims, temperature=0.05)
 
 
 def text_matching_step(
     encode: Encode,
     graded: Sequence[tuple[str, str, float]],
-    translations: Sequence[tuple[str, str]],
+    translations: Sequence[tuple[str, str]] = (),
     *,
     dims: Sequence[int],
+    task: str = "text-matching",
 ) -> Tensor:
     """Order of graded similarity, plus translations found among other sentences so that languages stay together."""
     texts = [t for a, b, _ in graded for t in (a, b)] + [t for pair in translations for t in pair]
-    vectors = encode(texts, "text-matching")
+    vectors = encode(texts, task)
     pairs, bitext = vectors[: 2 * len(graded)], vectors[2 * len(graded) :]
     grades = torch.tensor([grade for _, _, grade in graded])
     order = matryoshka(_graded_loss, pairs[0::2], pairs[1::2], dims=dims, grades=grades)
+    if not translations:
+        return order
     return order + matryoshka(pair_loss, bitext[0::2], bitext[1::2], dims=dims, temperature=0.05)
 
 
@@ -85,17 +103,21 @@ def _graded_loss(first: Tensor, second: Tensor, *, grades: Tensor) -> Tensor:
     return cosent((first * second).sum(dim=-1), grades, temperature=0.05)
 
 
-def classification_step(encode: Encode, texts: Sequence[str], *, dims: Sequence[int]) -> Tensor:
+def classification_step(
+    encode: Encode, texts: Sequence[str], *, dims: Sequence[int], task: str = "classification"
+) -> Tensor:
     """``texts`` come two a class: each finds its classmate.
 
     The paper marks tuples with an id so that a classmate never stands among the negatives; with one pair a class, no
     mark is needed.
     """
-    vectors = encode(texts, "classification")
+    vectors = encode(texts, task)
     return matryoshka(pair_loss, vectors[0::2], vectors[1::2], dims=dims, temperature=0.05)
 
 
-def separation_step(encode: Encode, texts: Sequence[str], labels: Sequence[int], *, dims: Sequence[int]) -> Tensor:
+def separation_step(
+    encode: Encode, texts: Sequence[str], labels: Sequence[int], *, dims: Sequence[int], task: str = "separation"
+) -> Tensor:
     """Texts that share a label lie closer than texts that do not, over every two texts of the batch."""
-    vectors = encode(texts, "separation")
+    vectors = encode(texts, task)
     return matryoshka(separation_loss, vectors, dims=dims, labels=torch.tensor(labels), temperature=0.05)

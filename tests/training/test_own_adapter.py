@@ -1,0 +1,108 @@
+"""A sixth task: trained from a file, usable by name at once, and nothing else moved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from polyvec import Embedder
+from polyvec.errors import InputError
+from polyvec.model.weights import load_encoder, save_hf
+from polyvec.samples import corpus
+from polyvec.training.own_adapter import add_tasks, train_adapter
+from tests.conftest import random_encoder
+
+TEXTS = [row["text"] for row in corpus()[:16]]
+EXAMPLES: dict[str, list[dict[str, Any]]] = {
+    "retrieval": [{"query": t[:20], "passage": t[20:]} for t in TEXTS],
+    "matching": [{"text_a": t[:25], "text_b": t[10:], "score": i % 5} for i, t in enumerate(TEXTS)],
+    "classification": [{"text": t, "label": i % 4} for i, t in enumerate(TEXTS)],
+    "separation": [{"text": t, "label": i % 4} for i, t in enumerate(TEXTS)],
+}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("kind", list(EXAMPLES))
+def test_a_sixth_task_is_usable_by_name_and_nothing_else_moved(kind: str, model_folder: Path, tmp_path: Path) -> None:
+    data = write(tmp_path / "mine.jsonl", EXAMPLES[kind])
+    names, losses = train_adapter(
+        model_folder, data, tmp_path / "out", kind=kind, name="legal", steps=12, batch_size=8, learning_rate=0.01
+    )
+    assert names == (("legal.query", "legal.passage") if kind == "retrieval" else ("legal",))
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    before, after = Embedder(model_folder, engine="torch"), Embedder(tmp_path / "out", engine="torch")
+    assert after.tasks == (*before.tasks, *names)
+    for task in (None, *before.tasks):
+        np.testing.assert_array_equal(after.encode(TEXTS, task=task), before.encode(TEXTS, task=task))
+    for name in names:
+        vectors = after.encode(TEXTS, task=name)
+        assert all(np.abs(vectors - after.encode(TEXTS, task=task)).max() > 1e-3 for task in before.tasks)
+
+
+def test_a_new_adapter_starts_as_a_copy_or_as_no_change() -> None:
+    encoder = random_encoder()
+    grown = add_tasks(encoder, {"legal": "separation", "other": "unknown"}).eval()
+    assert grown.config.prompts["legal"] == encoder.config.prompts["separation"]
+    ids, cu_seqlens = torch.arange(4, 12), torch.tensor([0, 8], dtype=torch.int32)
+    with torch.no_grad():
+        states = {i: grown(ids, cu_seqlens, torch.tensor([i])) for i in (-1, 2, 5, 6)}
+    assert torch.equal(states[5], states[2])
+    torch.testing.assert_close(states[6], states[-1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "options", "message"),
+    [
+        ("ranking", EXAMPLES["matching"], {}, "kind must be one of retrieval, matching"),
+        ("retrieval", EXAMPLES["matching"], {}, r"mine\.jsonl:1 must have the column 'query'"),
+        ("retrieval", [{"query": "a"}] * 9, {}, "example 1 must have the columns query, passage"),
+        ("matching", [{"text_a": "a", "text_b": "b", "score": "high"}] * 9, {}, "'score' must be a finite number"),
+        ("matching", [{"text_a": "a", "text_b": "b", "score": 1}] * 9, {}, "score must differ between examples"),
+        ("classification", [{"text": f"t{i}", "label": i} for i in range(9)], {}, "two classes of 2 texts"),
+        ("separation", EXAMPLES["separation"][:3], {}, "at least 8 examples, got 3"),
+        ("separation", EXAMPLES["separation"], {"name": "separation"}, "new to the model, which has retr"),
+        ("separation", EXAMPLES["separation"], {"name": "../legal"}, "name must be letters, digits"),
+        ("separation", EXAMPLES["separation"], {"steps": 0}, "steps must be at least 1"),
+    ],
+)
+def test_examples_that_do_not_fit_are_named(
+    model_folder: Path, tmp_path: Path, kind: str, rows: list[dict[str, Any]], options: dict[str, Any], message: str
+) -> None:
+    data = write(tmp_path / "mine.jsonl", rows)
+    with pytest.raises(InputError, match=message):
+        train_adapter(model_folder, data, tmp_path / "out", **{"kind": kind, "name": "legal", "steps": 2, **options})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sixth_task_goes_out_as_peft_and_comes_back(model_folder: Path, tmp_path: Path) -> None:
+    encoder = add_tasks(load_encoder(model_folder), {"legal.query": "retrieval.query"})
+    save_hf(encoder, tmp_path / "hf", model_folder / "tokenizer.json")
+    assert (tmp_path / "hf" / "legal_query" / "adapter_model.safetensors").exists()
+    again = load_encoder(tmp_path / "hf")
+    assert again.config.tasks == encoder.config.tasks
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.state_dict().values(), encoder.state_dict().values(), strict=True)
+    )
+
+
+def test_a_model_is_never_written_over(model_folder: Path, tmp_path: Path) -> None:
+    data = write(tmp_path / "mine.jsonl", EXAMPLES["separation"])
+    with pytest.raises(InputError, match="new or empty folder"):
+        train_adapter(model_folder, data, model_folder, kind="separation", name="legal")
+
+
+def test_the_base_is_bit_identical_in_the_file(model_folder: Path, tmp_path: Path) -> None:
+    data = write(tmp_path / "mine.jsonl", EXAMPLES["separation"])
+    train_adapter(model_folder, data, tmp_path / "out", kind="separation", name="legal", steps=3, batch_size=8)
+    before, after = load_encoder(model_folder).state_dict(), load_encoder(tmp_path / "out").state_dict()
+    for name, tensor in before.items():
+        assert torch.equal(after[name] if ".lora_" not in name else after[name][:5], tensor), name
