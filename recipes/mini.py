@@ -1,4 +1,7 @@
-"""polyvec-mini: the whole run, stage by stage, as it was trained.
+"""polyvec-mini: the whole run, stage by stage.
+
+The weights in the package are of this file's first version, at commit 78a3a2c. The commands below are the run of the
+second, which is no better yet and was not shipped (docs/experiments.md).
 
     python -m recipes.mini vocabulary --data DATA --work WORK
     python -m recipes.mini prepare --data DATA --teachers FOLDER... --work WORK
