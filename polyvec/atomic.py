@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from polyvec.errors import InputError
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -22,6 +24,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_new_folder(folder: Path) -> None:
+    """Raise ``InputError`` unless ``folder`` is still to be made or is empty: a model is never written over another."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"output must be a new or empty folder, got {folder}; choose another")
 
 
 def write_json(values: Any, path: Path) -> None:

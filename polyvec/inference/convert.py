@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from polyvec.atomic import check_new_folder
 from polyvec.errors import InputError, MissingExtraError
 from polyvec.model.hub import resolve_model_folder
+from polyvec.model.layouts import copy_companions
 
 try:
     from polyvec.model.weights import load_encoder, save_encoder, save_hf, save_original
@@ -30,16 +31,13 @@ def convert(model: str, output: Path | None, *, layout: str, onnx: str | None) -
         raise InputError(f"an ONNX graph lies beside weights in polyvec's layout, got layout {layout!r}")
     source = resolve_model_folder(model)
     if output is not None:
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise InputError(f"output must be a new or empty folder, got {output}; choose another")
+        check_new_folder(output)
         encoder = load_encoder(source)
         if layout == "hf":
             save_hf(encoder, output, source / "tokenizer.json")
         else:
             (save_original if layout == "original" else save_encoder)(encoder, output)
-            for name in ("tokenizer.json", "int8_ranges.json"):
-                if (source / name).exists():
-                    shutil.copyfile(source / name, output / name)
+            copy_companions(source, output)
         yield f"{layout} layout in {output}"
     if onnx is not None:
         from polyvec.inference.export import export_onnx

@@ -11,6 +11,7 @@ is an error, and so is a key that it does not know.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,13 @@ def read_config(folder: Path) -> ModelConfig:
     if layout == "polyvec":
         return ModelConfig.from_dict(read_json(folder / "config.json"))
     return _read_original(folder) if layout == "original" else _read_hf(folder)
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy what belongs to a model beside its weights and configuration: the tokenizer and the int8 ranges."""
+    for name in ("tokenizer.json", "int8_ranges.json"):
+        if (source / name).exists():
+            shutil.copyfile(source / name, target / name)
 
 
 def adapter_folder(task: str) -> str:

@@ -118,8 +118,8 @@ def fast_short_texts(*, bf16: bool) -> Iterator[None]:
     """Run what is inside with the CPU kernels that train texts of up to about 128 tokens fastest.
 
     ``bf16`` multiplies in bfloat16, which pays where the processor has instructions for it (AVX-512 BF16, AMX) and
-    costs a hundredfold elsewhere. Attention keeps its T x T scores: the backward pass of the fused kernel takes half of
-    a step at these lengths (measured 2026-11-24 on two cores: 2,200 tokens/s fused, 3,300 so).
+    costs a hundredfold elsewhere. Attention keeps its T x T scores: the backward pass of the fused kernel takes a
+    third of a step at these lengths (measured 2026-11-24 on two cores: 2,200 tokens/s fused, 3,300 so).
     """
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16), sdpa_kernel(SDPBackend.MATH):
         yield

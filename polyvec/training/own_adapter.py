@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polyvec.atomic import check_new_folder
 from polyvec.data.sampling import GroupedSampler, LabelSampler
 from polyvec.errors import InputError
 from polyvec.files import Record, read_records
 from polyvec.model.encoder import Encoder
 from polyvec.model.hub import resolve_model_folder
+from polyvec.model.layouts import copy_companions
 from polyvec.model.weights import load_encoder, save_encoder
 from polyvec.text.tokenizer import Tokenizer
 from polyvec.training.adapters import (
@@ -79,8 +80,7 @@ def train_adapter(
         raise InputError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     if steps < 1 or batch_size < 2:
         raise InputError(f"steps must be at least 1 and batch_size at least 2, got {steps} and {batch_size}")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"output must be a new or empty folder, got {output}; choose another")
+    check_new_folder(output)
     rows = read_examples(data, kind)
     folder = resolve_model_folder(model)
     torch.manual_seed(seed)
@@ -104,9 +104,7 @@ def train_adapter(
         log_path=output / "training.jsonl",
     )
     save_encoder(encoder.eval(), output)
-    for file in ("tokenizer.json", "int8_ranges.json"):
-        if (folder / file).exists():
-            shutil.copyfile(folder / file, output / file)
+    copy_companions(folder, output)
     return names, losses
 
 
@@ -120,6 +118,10 @@ def read_examples(path: Path, kind: str) -> list[Record]:
                 raise InputError(
                     f"{path}: example {number} must have the columns {', '.join(columns)} for kind {kind!r}, "
                     f"got {', '.join(map(str, row))}"
+                )
+            if column.startswith(("text", "passage")) and not isinstance(row[column], str):
+                raise InputError(
+                    f"{path}: example {number}: {column!r} must be a text, got {type(row[column]).__name__}"
                 )
         rows.append(row if kind != "matching" else {**row, "score": _score(row["score"], path, number)})
     if len(rows) < _FEWEST:

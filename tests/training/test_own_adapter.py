@@ -65,6 +65,7 @@ def test_a_new_adapter_starts_as_a_copy_or_as_no_change() -> None:
         ("ranking", EXAMPLES["matching"], {}, "kind must be one of retrieval, matching"),
         ("retrieval", EXAMPLES["matching"], {}, r"mine\.jsonl:1 must have the column 'query'"),
         ("retrieval", [{"query": "a"}] * 9, {}, "example 1 must have the columns query, passage"),
+        ("retrieval", [{"query": "a", "passage": 5}] * 9, {}, "example 1: 'passage' must be a text, got int"),
         ("matching", [{"text_a": "a", "text_b": "b", "score": "high"}] * 9, {}, "'score' must be a finite number"),
         ("matching", [{"text_a": "a", "text_b": "b", "score": 1}] * 9, {}, "score must differ between examples"),
         ("classification", [{"text": f"t{i}", "label": i} for i in range(9)], {}, "two classes of 2 texts"),
