@@ -59,7 +59,7 @@ from polyvec.training.adapters import (
 from polyvec.training.checkpoint import Checkpoint
 from polyvec.training.distill import StaticStudent, co_occurrence_table, distillation_loss, grow
 from polyvec.training.loop import Schedule, fast_short_texts, train
-from polyvec.training.teachers import OnnxTeacher, combine
+from polyvec.training.teachers import OnnxTeacher, combine, rotate_like
 from polyvec.training.vocabulary import balanced_sample, train_unigram
 
 app = typer.Typer(help="Train polyvec-mini.", no_args_is_help=True)
@@ -73,6 +73,7 @@ SOURCE_WEIGHTS = {
 }  # fmt: skip
 MAX_CHARACTERS = 300  # longer paragraphs cost most of the teacher's time and are cut by its context anyway
 SMOOTHING = 0.6  # a language is drawn in proportion to its texts to this power
+ENGLISH_SHARE = 0.25  # of the draws; at a tenth, English similarity fell by 3.5 points (docs/experiments.md)
 SMALLEST_LANGUAGE = 300_000  # characters; below it a language takes characters from the table and gives nothing
 _WORD = re.compile(r"[^\W\d_]{2}")
 
@@ -100,11 +101,17 @@ def prepare(
     data: Data,
     teachers: Annotated[list[Path], typer.Option(help="Teacher folders; their cosines are averaged.")],
     work: Work,
+    like: Annotated[
+        Path | None, typer.Option(help="A student to go on from: the targets are turned into its space.")
+    ] = None,
 ) -> None:
     """Stage 1: embed the English side with the teachers, tokenise every translation of it."""
     parallel = pq.read_table(data / "train/parallel.parquet").to_pydict()
     english = english_texts(data, parallel["en"])
     targets = combine([OnnxTeacher(t, max_tokens=128).encode(english, batch_tokens=2048) for t in teachers], width=384)
+    if like is not None:
+        some = np.random.default_rng(1).permutation(len(english))[:20_000]
+        targets = rotate_like(targets, some, Embedder(like, engine="onnx").encode([english[i] for i in some]))
     np.save(work / "targets.npy", targets.astype(np.float16))
     tokenise(parallel, english, work)
 
@@ -131,10 +138,11 @@ def tokenise(parallel: dict[str, list[str]], english: list[str], work: Path) -> 
     kept = [i for i, text in enumerate(parallel["en"]) if text in row_of]
     texts = [parallel["text"][i] for i in kept] + english
     rows = [row_of[parallel["en"][i]] for i in kept] + list(range(len(english)))
-    sizes = Counter(parallel["lang"][i] for i in kept) + Counter(en=len(english))
+    sizes = Counter(parallel["lang"][i] for i in kept)
     weights = [
         SOURCE_WEIGHTS.get(parallel["source"][i], 1.0) * sizes[parallel["lang"][i]] ** (SMOOTHING - 1) for i in kept
-    ] + [sizes["en"] ** (SMOOTHING - 1)] * len(english)
+    ]
+    weights += [sum(weights) * ENGLISH_SHARE / (1 - ENGLISH_SHARE) / len(english)] * len(english)
     TokenizedTexts.from_texts(texts, tokenizer, max_tokens=128).save(work / "texts.npz")
     np.savez(work / "rows.npz", rows=np.array(rows), weights=np.array(weights, np.float64))
 

@@ -62,3 +62,13 @@ def combine(teachers: Sequence[FloatArray], *, width: int) -> FloatArray:
     _, axes = np.linalg.eigh(joined.T @ joined / len(joined))
     targets = joined @ axes[:, ::-1][:, :width]
     return np.asarray(targets / np.linalg.norm(targets, axis=1, keepdims=True), dtype=np.float32)
+
+
+def rotate_like(targets: FloatArray, rows: NDArray[np.int64], embeddings: FloatArray) -> FloatArray:
+    """Return the (B, D) targets turned so that ``targets[rows]`` lie closest to a student's (P, D) ``embeddings``.
+
+    The orthogonal Procrustes solution: every cosine between targets stays, and a trained student can go on from its
+    weights although the principal axes of a new corpus are others than those it learned.
+    """
+    left, _, right = np.linalg.svd(targets[rows].T @ embeddings)
+    return np.asarray(targets @ (left @ right), dtype=np.float32)

@@ -1,0 +1,36 @@
+"""The ``polyvec`` command. Each verb parses, calls one function, prints; one module holds one verb or a family.
+
+Results go to stdout, progress and errors to stderr. Exit code 0: done; 1: nothing found; 2: bad input or usage.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from polyvec import __version__
+from polyvec.cli.embed import embed
+from polyvec.cli.match import match
+from polyvec.cli.models import export, info
+from polyvec.cli.search import search_files
+from polyvec.cli.train import train_app
+
+app = typer.Typer(
+    help="Task-specific Matryoshka embeddings of text in many languages.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for verb in (embed, match, info, export):
+    app.command()(verb)
+app.command(name="search")(search_files)
+app.add_typer(train_app, name="train")
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Task-specific Matryoshka embeddings of text in many languages."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit(0)

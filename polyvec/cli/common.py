@@ -1,0 +1,58 @@
+"""What every verb shares: options, errors as one line on stderr, the stamp of a vector file."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from polyvec import __version__
+from polyvec.errors import PolyvecError, TruncationWarning, UntrainedDimensionWarning
+from polyvec.files import Stamp
+from polyvec.inference.embedder import Embedder
+
+Result = TypeVar("Result")
+
+Model = Annotated[str | None, typer.Option(help="Folder or hub name; the built-in polyvec-mini if left out.")]
+EngineName = Annotated[str, typer.Option(help="auto, onnx, onnx-int8 or torch.")]
+Dimensions = Annotated[int | None, typer.Option(help="Kept components; all if left out.")]
+Column = Annotated[str, typer.Option(help="Field of JSONL, CSV or Parquet that holds the text.")]
+TaskName = Annotated[str | None, typer.Option(help="Task: adapter and prompt; the base model if left out.")]
+
+
+def plain_errors(verb: Callable[..., Result]) -> Callable[..., Result]:
+    """Turn polyvec's errors into one line on stderr and exit code 2, and its warnings into one line each."""
+
+    @wraps(verb)
+    def run(*args: Any, **options: Any) -> Result:
+        try:
+            with warnings.catch_warnings():
+                for kind in (TruncationWarning, UntrainedDimensionWarning):
+                    warnings.simplefilter("always", kind)
+                warnings.showwarning = lambda message, *_, **__: typer.echo(f"warning: {message}", err=True)
+                return verb(*args, **options)
+        except PolyvecError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+            sys.stderr.close()
+            raise typer.Exit(0) from None
+
+    return run
+
+
+def make_stamp(embedder: Embedder, *, task: str | None, dimensions: int | None, dtype: str) -> Stamp:
+    """Return what made the vectors of a file, to be compared when they are read again."""
+    return {
+        "polyvec": __version__,
+        "model": embedder.model_name,
+        "weights": embedder.weights_hash,
+        "task": task,
+        "dimensions": dimensions or embedder.config.hidden_size,
+        "dtype": dtype,
+        "fingerprint": embedder.fingerprint(task=task, dimensions=dimensions, dtype=dtype),
+    }
