@@ -43,6 +43,7 @@ from polyvec.inference.embedder import Embedder
 from polyvec.inference.export import export_onnx
 from polyvec.inference.quantize import unit
 from polyvec.model.config import mini
+from polyvec.model.encoder import Encoder
 from polyvec.model.pooling import mean_pool
 from polyvec.model.weights import load_encoder, save_encoder
 from polyvec.tasks import NO_ADAPTER
@@ -219,7 +220,10 @@ def distil(
 ) -> None:
     """Stage 3: the whole encoder. The same command again goes on where a stopped run was."""
     torch.manual_seed(1)
-    encoder = load_encoder(work / start).train()
+    started = load_encoder(work / start)
+    encoder = Encoder(started.config).train()  # adapters of an older base do not fit the one that comes out
+    base = {name: tensor for name, tensor in started.state_dict().items() if ".lora_" not in name}
+    encoder.load_state_dict(encoder.state_dict() | base)
     switch_dropout_off(encoder)
     data = Distillation(work, batch_size, num_others=4096, seed=seed)
     table = [p for n, p in encoder.named_parameters() if n.startswith("embeddings.") and "lora" not in n]
@@ -246,8 +250,8 @@ def distil(
 def adapters(
     work: Work,
     data: Data,
-    steps: int = 80,
-    learning_rate: float = 1.5e-3,
+    steps: int = 50,
+    learning_rate: float = 2e-3,
     bf16: BFloat16 = False,
 ) -> None:
     """Stage 4: the five adapters over the frozen base, one task after the other."""
@@ -281,7 +285,7 @@ def adapters(
     steps_of: dict[str, Callable[[int], list[Tensor]]] = {
         "retrieval": lambda step: [search_step(step)],
         "text-matching": lambda step: [
-            text_matching_step(encode, similarity.draw(step, 64), bitext.draw(step, 64), dims=dims)
+            text_matching_step(encode, similarity.draw(step, 48), bitext.draw(step, 24), dims=dims)
         ],
         "classification": lambda step: [classification_step(encode, classes.draw(step, 64)[0], dims=dims)],
         "separation": lambda step: [separation_step(encode, *clusters.draw(step, 12), dims=dims)],

@@ -86,6 +86,7 @@ def text_matching_step(
     translations: Sequence[tuple[str, str]] = (),
     *,
     dims: Sequence[int],
+    translation_weight: float = 0.5,
     task: str = "text-matching",
 ) -> Tensor:
     """Order of graded similarity, plus translations found among other sentences so that languages stay together."""
@@ -96,7 +97,8 @@ def text_matching_step(
     order = matryoshka(_graded_loss, pairs[0::2], pairs[1::2], dims=dims, grades=grades)
     if not translations:
         return order
-    return order + matryoshka(pair_loss, bitext[0::2], bitext[1::2], dims=dims, temperature=0.05)
+    meeting = matryoshka(pair_loss, bitext[0::2], bitext[1::2], dims=dims, temperature=0.05)
+    return order + translation_weight * meeting
 
 
 def _graded_loss(first: Tensor, second: Tensor, *, grades: Tensor) -> Tensor:
