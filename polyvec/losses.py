@@ -14,18 +14,39 @@ from torch import Tensor
 from polyvec.model.pooling import truncate
 
 
-def info_nce(queries: Tensor, passages: Tensor, *, temperature: float) -> Tensor:
+def info_nce(queries: Tensor, passages: Tensor, *, temperature: float, hardness: float = 0.0) -> Tensor:
     """In-batch InfoNCE in nats: passages[i] answers queries[i], every other row is a negative. (B, M), (P, M), P >= B.
 
     Rows of ``passages`` beyond the first B are hard negatives, shared by all queries (arXiv 2409.10173, section 4.3).
+    Each negative counts exp(``hardness`` * cosine) times, the cosine held constant: the nearer, the more it weighs
+    (arXiv 2509.20354, section 2.2).
     """
-    logits = queries @ passages.T / temperature  # (B, P)
+    cosines = queries @ passages.T  # (B, P)
+    logits = cosines / temperature
+    if hardness:
+        answers = torch.eye(*logits.shape, dtype=torch.bool, device=logits.device)
+        logits = logits + (hardness * cosines.detach()).masked_fill(answers, 0.0)
     return F.cross_entropy(logits, torch.arange(len(queries), device=logits.device))
 
 
-def pair_loss(queries: Tensor, passages: Tensor, *, temperature: float) -> Tensor:
-    """InfoNCE in both directions: the pair-training loss of arXiv 2409.10173, section 4.2. (B, M) twice."""
-    return info_nce(queries, passages, temperature=temperature) + info_nce(passages, queries, temperature=temperature)
+def pair_loss(queries: Tensor, passages: Tensor, *, temperature: float, hardness: float = 0.0) -> Tensor:
+    """InfoNCE in both directions: the pair-training loss of arXiv 2409.10173, section 4.2. (B, M), (P, M), P >= B.
+
+    Passages beyond the first B are hard negatives; backwards, only answers ask for their queries.
+    """
+    forwards = info_nce(queries, passages, temperature=temperature, hardness=hardness)
+    return forwards + info_nce(passages[: len(queries)], queries, temperature=temperature, hardness=hardness)
+
+
+def orthogonal_regularisation(embeddings: Tensor) -> Tensor:
+    """Global orthogonal regularisation (arXiv 1708.06320, section 3): texts that do not match, like random directions.
+
+    The squared mean of the cosines plus what the mean of their squares has above 1 / M, over every two rows of the
+    (B, M) ``embeddings`` of different texts. Vectors that fill their space lose less when they are cut to bits.
+    """
+    first, second = torch.triu_indices(len(embeddings), len(embeddings), offset=1, device=embeddings.device)
+    cosines = (embeddings @ embeddings.T)[first, second]
+    return cosines.mean() ** 2 + (cosines.square().mean() - 1 / embeddings.shape[-1]).clamp_min(0.0)
 
 
 def cosent(scores: Tensor, targets: Tensor, *, temperature: float) -> Tensor:

@@ -49,12 +49,12 @@ from polyvec.model.weights import load_encoder, save_encoder
 from polyvec.tasks import NO_ADAPTER
 from polyvec.text.tokenizer import Tokenizer
 from polyvec.training.adapters import (
+    TextEncoder,
     classification_step,
     freeze_base,
     retrieval_step,
     separation_step,
     switch_dropout_off,
-    text_encoder,
     text_matching_step,
 )
 from polyvec.training.checkpoint import Checkpoint
@@ -260,7 +260,7 @@ def adapters(
     switch_dropout_off(encoder)
     config, dims = encoder.config, encoder.config.matryoshka_dims
     parameters = freeze_base(encoder)
-    encode = text_encoder(encoder, open_tokenizer(work), max_tokens=160, bf16=bf16)
+    encode = TextEncoder(encoder, open_tokenizer(work), max_tokens=160, bf16=bf16)
 
     graded = pq.read_table(data / "train/sts.parquet").to_pylist()
     labelled = pq.read_table(data / "train/classification.parquet").to_pylist()

@@ -3,14 +3,62 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from polyvec.cli.common import Model, plain_errors
-from polyvec.errors import MissingExtraError
+from polyvec.errors import InputError, MissingExtraError
 
-train_app = typer.Typer(help="Train on your own data.", no_args_is_help=True)
+
+class RunOrVerb(TyperGroup):
+    """Lets ``polyvec train RUN.toml`` stand for ``polyvec train run RUN.toml``."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # types of click, or of typer's copy of it
+        known = args[0] in self.commands or args[0].startswith("-")
+        return super().resolve_command(ctx, args if known else ["run", *args])
+
+
+train_app = typer.Typer(
+    cls=RunOrVerb,
+    help="Train on your own data. RUN.toml or a recipe's name may stand for a command.",
+    no_args_is_help=True,
+)
+
+
+@train_app.command()
+@plain_errors
+def run(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="TOML file of a run, or a recipe's name.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="FIELD=VALUE in place of the file's; repeat it.")
+    ] = None,
+) -> None:
+    """Train one stage as RUN says; the same command again goes on where it stopped. Under torchrun, on many devices."""
+    try:
+        from polyvec.training.distributed import is_first
+        from polyvec.training.run import read_run
+        from polyvec.training.stages import run_stage
+    except ImportError as error:
+        raise MissingExtraError.of("train", "train") from error
+    changes = dict(_change(text) for text in set_ or ())
+    wanted = read_run(name, changes)
+
+    def report(row: dict[str, float]) -> None:
+        speed = f"  {row['tokens_per_second']:,.0f} tokens/s"
+        typer.echo(f"step {row['step']:.0f}/{wanted.steps}  loss {row['loss']:.4f}{speed}", err=True)
+
+    losses = run_stage(wanted, report=report)
+    if is_first():
+        typer.echo(f"{wanted.stage}: loss {losses[0]:.3f} to {losses[-1]:.3f}, model in {wanted.output}", err=True)
+
+
+def _change(text: str) -> tuple[str, str]:
+    field, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"--set must be FIELD=VALUE, got {text!r}")
+    return field.strip(), value.strip()
 
 
 @train_app.command()

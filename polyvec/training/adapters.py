@@ -5,23 +5,19 @@ Shape letters: B texts, N packed tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from polyvec.inference.batching import Batch, plan_batches
-from polyvec.losses import cosent, matryoshka, pair_loss, separation_loss
+from polyvec.losses import cosent, matryoshka, orthogonal_regularisation, pair_loss, separation_loss
 from polyvec.model.encoder import Attention, Encoder
 from polyvec.model.pooling import mean_pool
 from polyvec.tasks import resolve_task
 from polyvec.text.tokenizer import Tokenizer
+from polyvec.training.gradcache import Encode
 from polyvec.training.loop import fast_short_texts
-
-#: Texts with their task to (B, D) mean-pooled vectors.
-Encode = Callable[[Sequence[str], str], Tensor]
-
-_PART_TOKENS = 2048  # of texts that run together; larger leaves the cache
 
 
 def freeze_base(encoder: Encoder) -> list[nn.Parameter]:
@@ -44,27 +40,48 @@ def switch_dropout_off(encoder: Encoder) -> None:
             module.dropout = 0.0
 
 
-def text_encoder(encoder: Encoder, tokenizer: Tokenizer, *, max_tokens: int, bf16: bool = False) -> Encode:
-    """Return a function of texts and a task that applies the adapter with its prompt, as at inference.
+class TextEncoder:
+    """Texts and a task to vectors, with the adapter and its prompt as at inference; None is the base model.
 
-    Texts of like length run together in parts, one graph over all: a loss may compare any two of them.
+    Texts of like length run together in parts. Called, it gives one graph over all of them; ``parts`` and ``embed``
+    are the two halves, for batches whose graph would not fit (``gradcache``). ``num_tokens`` counts what it has seen.
     """
 
-    def encode(texts: Sequence[str], name: str) -> Tensor:
-        task = resolve_task(name, encoder.config.prompts)
-        rows = [e.input_ids for e in tokenizer.encode_batch(list(texts), [task.prompt] * len(texts), max_tokens)]
-        plans = plan_batches([len(row) for row in rows], batch_tokens=_PART_TOKENS)
-        parts = []
-        for plan in plans:
-            batch = Batch.of([rows[i] for i in plan], [task.adapter_id] * len(plan))
-            cu_seqlens = torch.from_numpy(batch.cu_seqlens)
-            with fast_short_texts(bf16=bf16):
-                states = encoder(torch.from_numpy(batch.input_ids), cu_seqlens, torch.from_numpy(batch.task_ids))
-            parts.append(mean_pool(states, cu_seqlens))
-        order = torch.tensor([i for plan in plans for i in plan])
-        return torch.cat(parts)[order.argsort()]
+    def __init__(
+        self, encoder: Encoder, tokenizer: Tokenizer, *, max_tokens: int, part_tokens: int = 2048, bf16: bool = False
+    ) -> None:
+        self.encoder, self.tokenizer = encoder, tokenizer
+        self.max_tokens, self.part_tokens, self.bf16 = max_tokens, part_tokens, bf16
+        self.num_tokens = 0
 
-    return encode
+    def parts(self, texts: Sequence[str], name: str | None) -> tuple[list[Batch], Tensor]:
+        """Return packed parts and the (B,) place of each text among their rows."""
+        task = resolve_task(name, self.encoder.config.prompts)
+        rows = [
+            e.input_ids for e in self.tokenizer.encode_batch(list(texts), [task.prompt] * len(texts), self.max_tokens)
+        ]
+        plans = plan_batches([len(row) for row in rows], batch_tokens=self.part_tokens)
+        order = torch.tensor([i for plan in plans for i in plan])
+        return [Batch.of([rows[i] for i in p], [task.adapter_id] * len(p)) for p in plans], order.argsort()
+
+    def embed(self, part: Batch) -> Tensor:
+        """Return the (b, D) mean-pooled vectors of a part."""
+        device = self.encoder.embeddings.word_embeddings.weight.device
+        input_ids, cu_seqlens, task_ids = (
+            torch.from_numpy(array).to(device) for array in (part.input_ids, part.cu_seqlens, part.task_ids)
+        )
+        self.num_tokens += len(input_ids)
+        with (
+            fast_short_texts(bf16=self.bf16)
+            if device.type == "cpu"
+            else torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
+        ):
+            return mean_pool(self.encoder(input_ids, cu_seqlens, task_ids), cu_seqlens)
+
+    def __call__(self, texts: Sequence[str], name: str | None) -> Tensor:
+        parts, places = self.parts(texts, name)
+        vectors = torch.cat([self.embed(part) for part in parts])
+        return vectors[places.to(vectors.device)]
 
 
 def retrieval_step(
@@ -72,12 +89,24 @@ def retrieval_step(
     pairs: Sequence[tuple[str, str]],
     *,
     dims: Sequence[int],
-    tasks: tuple[str, str] = ("retrieval.query", "retrieval.passage"),
+    negatives: Sequence[str] = (),
+    tasks: tuple[str | None, str | None] = ("retrieval.query", "retrieval.passage"),
+    temperature: float = 0.05,
+    hardness: float = 0.0,
+    orthogonality: float = 0.0,
 ) -> Tensor:
-    """Both retrieval adapters at once: each query finds its passage among the batch's, and the reverse."""
+    """Each query finds its passage among the batch's and the hard ``negatives``, and each passage its query.
+
+    With the two retrieval tasks this trains both adapters at once, with ``(None, None)`` it is the pair stage of the
+    base (arXiv 2409.10173, section 4.2). ``orthogonality`` weighs the regularisation of both sides.
+    """
     queries = encode([q for q, _ in pairs], tasks[0])
-    passages = encode([p for _, p in pairs], tasks[1])
-    return matryoshka(pair_loss, queries, passages, dims=dims, temperature=0.05)
+    passages = encode([*(p for _, p in pairs), *negatives], tasks[1])
+    loss = matryoshka(pair_loss, queries, passages, dims=dims, temperature=temperature, hardness=hardness)
+    if orthogonality:
+        for side in (queries, passages):
+            loss = loss + orthogonality * matryoshka(orthogonal_regularisation, side, dims=dims)
+    return loss
 
 
 def text_matching_step(
@@ -93,7 +122,7 @@ def text_matching_step(
     texts = [t for a, b, _ in graded for t in (a, b)] + [t for pair in translations for t in pair]
     vectors = encode(texts, task)
     pairs, bitext = vectors[: 2 * len(graded)], vectors[2 * len(graded) :]
-    grades = torch.tensor([grade for _, _, grade in graded])
+    grades = torch.tensor([grade for _, _, grade in graded], device=vectors.device)
     order = matryoshka(_graded_loss, pairs[0::2], pairs[1::2], dims=dims, grades=grades)
     if not translations:
         return order
@@ -122,4 +151,6 @@ def separation_step(
 ) -> Tensor:
     """Texts that share a label lie closer than texts that do not, over every two texts of the batch."""
     vectors = encode(texts, task)
-    return matryoshka(separation_loss, vectors, dims=dims, labels=torch.tensor(labels), temperature=0.05)
+    return matryoshka(
+        separation_loss, vectors, dims=dims, labels=torch.tensor(labels, device=vectors.device), temperature=0.05
+    )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from polyvec.atomic import whole_file
 from polyvec.errors import InputError
+from polyvec.training.distributed import is_first, place_like, whole
 
 
 class Checkpoint:
@@ -33,9 +34,11 @@ class Checkpoint:
         self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, losses: Sequence[float]
     ) -> None:
         """Write the state after ``len(losses)`` steps; until it is whole, the file before it stays."""
-        tensors = {f"parameters.{i}": p.detach().contiguous() for i, p in enumerate(parameters)}
+        tensors = {f"parameters.{i}": whole(p.detach()).contiguous() for i, p in enumerate(parameters)}
         for i, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{key}": value.contiguous() for key, value in state.items()}
+            tensors |= {f"optimizer.{i}.{key}": whole(value).contiguous() for key, value in state.items()}
+        if not is_first():
+            return
         tensors["losses"] = torch.tensor(losses, dtype=torch.float64)
         tensors["random"] = torch.get_rng_state()
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,12 +67,13 @@ class Checkpoint:
         self._check_shapes(tensors, parameters)
         with torch.no_grad():
             for i, parameter in enumerate(parameters):
-                parameter.copy_(tensors[f"parameters.{i}"])
+                parameter.copy_(place_like(tensors[f"parameters.{i}"], parameter))
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
                 _, i, key = name.split(".")
-                state.setdefault(int(i), {})[key] = tensor
+                like = parameters[int(i)]
+                state.setdefault(int(i), {})[key] = place_like(tensor, like) if tensor.shape == like.shape else tensor
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         torch.set_rng_state(tensors["random"])
         return [float(loss) for loss in tensors["losses"]]

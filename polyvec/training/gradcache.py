@@ -1,8 +1,9 @@
-"""Contrastive batches of any size in the memory of one part (GradCache, arXiv 2101.06983).
+"""Contrastive batches of any size in the memory of one part (GradCache, arXiv 2101.06983), on any number of processes.
 
 InfoNCE compares every text of a batch with every other, so its gradient needs all embeddings at once; but not all
 activations. The texts are embedded without a graph, the loss gives the gradient of each embedding, and each part is
 then embedded again, with a graph, to carry its gradients on to the weights: a third more work, the same numbers.
+Several processes share the parts; each sees all embeddings, so that negatives come from the whole batch.
 
 Shape letters: B texts, D width.
 """
@@ -15,29 +16,52 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from polyvec.training import distributed
+
 Part = TypeVar("Part")
+#: Texts with their task to (B, D) mean-pooled vectors.
+Encode = Callable[[Sequence[str], str | None], Tensor]
+#: Texts with their task to parts that run together, and the (B,) place of each text among the parts' rows.
+PartsOf = Callable[[Sequence[str], str | None], tuple[Sequence[Part], Tensor]]
 
 
 def cached_shares(
-    encode: Callable[[Part], Tensor], parts: Sequence[Part], loss_of: Callable[[Tensor], Tensor]
+    loss_of: Callable[[Encode], Tensor], parts_of: PartsOf[Part], embed: Callable[[Part], Tensor]
 ) -> Iterator[Tensor]:
-    """Yield a share of the loss for each of ``parts``; sent backwards one by one, they add up to its whole gradient.
+    """Yield a share of the loss for each part; sent backwards one by one, they add up to its whole gradient.
 
-    ``encode`` maps a part to its (b, D) embeddings and ``loss_of`` all of them, (B, D) in the order of ``parts``, to
-    the loss. Dropout draws the same masks in both passes.
+    ``loss_of`` is the step: it embeds what it needs through the function given to it and returns the loss. ``embed``
+    maps a part to its (b, D) embeddings. On several processes the gradients are to be summed over them. Dropout draws
+    the same masks in both passes.
     """
-    states, cached = [], []
-    with torch.no_grad():
-        for part in parts:
-            states.append(torch.get_rng_state())
-            cached.append(encode(part))
-    embeddings = torch.cat(cached).requires_grad_()
-    loss = loss_of(embeddings)
-    (gradients,) = torch.autograd.grad(loss, embeddings)
-    value = loss.detach() / len(parts)
-    for part, state, gradient in zip(parts, states, torch.split(gradients, [len(c) for c in cached]), strict=True):
-        after = torch.get_rng_state()
-        torch.set_rng_state(state)
-        carrier = (encode(part) * gradient).sum()
-        torch.set_rng_state(after)
-        yield carrier - carrier.detach() + value  # its gradient is the part's, its value a share of the loss
+    calls: list[tuple[list[Part], list[Tensor], Tensor, list[slice | None]]] = []
+
+    def encode(texts: Sequence[str], task: str | None) -> Tensor:
+        parts, places = parts_of(texts, task)
+        mine = distributed.my_share(len(parts))
+        states, cached = [], []
+        with torch.no_grad():
+            for i in mine:
+                states.append(torch.get_rng_state())
+                cached.append(embed(parts[i]))
+        rows = distributed.gather_rows(cached, len(parts))
+        edges = torch.tensor([0, *map(len, rows)]).cumsum(0).tolist()
+        leaf = torch.cat(rows).requires_grad_()
+        own = distributed.num_own(len(parts))
+        slices = [slice(edges[i], edges[i + 1]) if turn < own else None for turn, i in enumerate(mine)]
+        calls.append(([parts[i] for i in mine], states, leaf, slices))
+        return leaf[places.to(leaf.device)]
+
+    loss = loss_of(encode)
+    gradients = torch.autograd.grad(loss, [leaf for _, _, leaf, _ in calls])
+    num_shares = sum(len(parts) for parts, *_ in calls)
+    value = loss.detach() / num_shares / distributed.world_size()
+    for (parts, states, _, slices), gradient in zip(calls, gradients, strict=True):
+        for part, state, rows in zip(parts, states, slices, strict=True):
+            after = torch.get_rng_state()
+            torch.set_rng_state(state)
+            vectors = embed(part)
+            # A part that only fills this process's turn runs for the others' sake and adds nothing.
+            carrier = (vectors * (torch.zeros_like(vectors) if rows is None else gradient[rows])).sum()
+            torch.set_rng_state(after)
+            yield carrier - carrier.detach() + value  # its gradient is the part's, its value a share of the loss

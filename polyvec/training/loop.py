@@ -7,15 +7,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from polyvec.atomic import whole_file
+from polyvec.training import distributed
 from polyvec.training.checkpoint import Checkpoint
 
 
@@ -40,12 +42,16 @@ def train(
     max_grad_norm: float = 1.0,
     log_every: int = 20,
     checkpoint: Checkpoint | None = None,
+    num_tokens: Callable[[], int] | None = None,
+    report: Callable[[dict[str, float]], None] | None = None,
 ) -> list[float]:
     """Minimise the sum of ``shares_of(step)`` with AdamW and return the loss of every step.
 
     Each share of a step's loss is sent backwards before the next is asked for, so that a batch of any size needs the
     memory of one share. ``groups`` pairs parameters with a multiple of the learning rate. Every ``log_every`` steps one
-    JSON line (step, mean loss since the last, seconds) goes to ``log_path``. A loss that is not finite stops the run
+    JSON line (step, mean loss since the last, seconds; with a counter ``num_tokens``, tokens a second) goes to
+    ``log_path`` and to ``report``. Under ``torchrun`` the gradients of all processes are summed, and the first process
+    alone writes. A loss that is not finite stops the run
     before it reaches the weights: raises ``FloatingPointError`` naming the step.
 
     With a ``checkpoint`` the run goes on from the last save, to the same weights as a run that never stopped, provided
@@ -56,13 +62,19 @@ def train(
         weight_decay=0.0,
         # RoBERTa's: rows of rare tokens see few steps, and at 0.999 their second moment starts from zero for long.
         betas=(0.9, 0.98),
-        fused=True,
+        fused=not any(isinstance(p, DTensor) for group, _ in groups for p in group),
     )
     parameters = [p for group, _ in groups for p in group]
     losses = checkpoint.restore(parameters, optimizer) if checkpoint else []
-    _forget_after(log_path, len(losses))
-    started = time.monotonic()
-    with log_path.open("a", encoding="utf-8") as log, _sigterm(catch=checkpoint is not None) as stopping:
+    first = distributed.is_first()
+    if first:
+        _forget_after(log_path, len(losses))
+    started = marked = time.monotonic()
+    tokens_then = num_tokens() if num_tokens else 0
+    with (
+        log_path.open("a", encoding="utf-8") if first else nullcontext() as log,
+        _sigterm(catch=checkpoint is not None) as stopping,
+    ):
         for step in range(len(losses), schedule.steps):
             for group in optimizer.param_groups:
                 group["lr"] = schedule.learning_rate * group["base"] * schedule.factor(step)
@@ -75,17 +87,27 @@ def train(
                     )
                 share.backward()  # type: ignore[no-untyped-call]
                 total += share.item()
+            distributed.sum_gradients(parameters)
             nn.utils.clip_grad_norm_(parameters, max_grad_norm)
             optimizer.step()
-            losses.append(total)
+            losses.append(distributed.sum_scalar(total))
             if len(losses) % log_every == 0 or len(losses) == schedule.steps:
                 recent = losses[-log_every:]
                 row = {"step": step + 1, "loss": sum(recent) / len(recent), "seconds": time.monotonic() - started}
-                log.write(json.dumps(row) + "\n")
-                log.flush()
-            if checkpoint and (len(losses) % checkpoint.every == 0 or len(losses) == schedule.steps or stopping()):
+                if num_tokens:
+                    now, tokens = time.monotonic(), num_tokens()
+                    row["tokens_per_second"] = distributed.sum_scalar((tokens - tokens_then) / (now - marked))
+                    marked, tokens_then = now, tokens
+                if log is not None:
+                    log.write(json.dumps(row) + "\n")
+                    log.flush()
+                    if report:
+                        report(row)
+            # Asked once a step and of all: a signal reaches one process, and all must save together.
+            must_stop = checkpoint is not None and distributed.sum_scalar(float(stopping())) > 0
+            if checkpoint and (len(losses) % checkpoint.every == 0 or len(losses) == schedule.steps or must_stop):
                 checkpoint.save(parameters, optimizer, losses)
-            if stopping():
+            if must_stop:
                 raise SystemExit(128 + signal.SIGTERM)
     return losses
 

@@ -34,15 +34,16 @@ class MaskedLanguageHead(nn.Module):
         return F.linear(self.norm(F.gelu(self.dense(states))), table, self.bias)
 
 
-def mlm_loss(
+def masked_loss_sum(
     encoder: Encoder, head: MaskedLanguageHead, input_ids: Tensor, cu_seqlens: Tensor, labels: Tensor
 ) -> Tensor:
-    """Return the mean cross-entropy in nats of the hidden tokens. (N,) ids, (B+1,) offsets, (N,) labels.
+    """Return the sum of the cross-entropies in nats of the hidden tokens. (N,) ids, (B+1,) offsets, (N,) labels.
 
-    Logits are made for hidden tokens alone: a vocabulary of 250,000 for every token would not fit.
+    A sum, so that the parts of a step add up whatever they hide. Logits are made for hidden tokens alone: a vocabulary
+    of 250,000 for every token would not fit.
     """
     no_task = torch.full((len(cu_seqlens) - 1,), NO_ADAPTER, device=input_ids.device)
     states = encoder(input_ids, cu_seqlens, no_task)
     hidden = labels != IGNORED
     logits = head(states[hidden], encoder.embeddings.word_embeddings.weight)
-    return F.cross_entropy(logits, labels[hidden])
+    return F.cross_entropy(logits, labels[hidden], reduction="sum")

@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from polyvec.atomic import check_new_folder
 from polyvec.data.sampling import GroupedSampler, LabelSampler
 from polyvec.errors import InputError
-from polyvec.files import Record, read_records
+from polyvec.files import Record
 from polyvec.model.encoder import Encoder
 from polyvec.model.hub import resolve_model_folder
 from polyvec.model.layouts import copy_companions
 from polyvec.model.weights import load_encoder, save_encoder
 from polyvec.text.tokenizer import Tokenizer
 from polyvec.training.adapters import (
-    Encode,
+    TextEncoder,
     classification_step,
     freeze_base,
     retrieval_step,
     separation_step,
     switch_dropout_off,
-    text_encoder,
     text_matching_step,
 )
+from polyvec.training.examples import COLUMNS, read_examples
+from polyvec.training.gradcache import Encode
 from polyvec.training.loop import Schedule, train
 
 
@@ -48,13 +46,12 @@ class Kind:
 
 
 KINDS = {
-    "retrieval": Kind(("query", "passage"), ("retrieval.query", "retrieval.passage"), (".query", ".passage")),
-    "matching": Kind(("text_a", "text_b", "score"), ("text-matching",)),
-    "classification": Kind(("text", "label"), ("classification",)),
-    "separation": Kind(("text", "label"), ("separation",)),
+    "retrieval": Kind(COLUMNS["retrieval"], ("retrieval.query", "retrieval.passage"), (".query", ".passage")),
+    "matching": Kind(COLUMNS["text-matching"], ("text-matching",)),
+    "classification": Kind(COLUMNS["classification"], ("classification",)),
+    "separation": Kind(COLUMNS["separation"], ("separation",)),
 }
 _NAME = re.compile(r"\w[\w.-]*")  # it becomes a folder's name in the -hf layout
-_FEWEST = 8  # examples; fewer teach nothing but themselves
 
 
 def train_adapter(
@@ -81,7 +78,7 @@ def train_adapter(
     if steps < 1 or batch_size < 2:
         raise InputError(f"steps must be at least 1 and batch_size at least 2, got {steps} and {batch_size}")
     check_new_folder(output)
-    rows = read_examples(data, kind)
+    rows = read_examples(data, KINDS[kind].columns, f"kind {kind!r}")
     folder = resolve_model_folder(model)
     torch.manual_seed(seed)
     names = tuple(name + suffix for suffix in KINDS[kind].suffixes)
@@ -94,7 +91,7 @@ def train_adapter(
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
     )
-    encode = text_encoder(encoder, tokenizer, max_tokens=min(max_tokens, config.max_tokens))
+    encode = TextEncoder(encoder, tokenizer, max_tokens=min(max_tokens, config.max_tokens))
     step_loss = _step_of(kind, names, rows, encode, config.matryoshka_dims, batch_size=batch_size, seed=seed)
     output.mkdir(parents=True, exist_ok=True)
     losses = train(
@@ -106,37 +103,6 @@ def train_adapter(
     save_encoder(encoder.eval(), output)
     copy_companions(folder, output)
     return names, losses
-
-
-def read_examples(path: Path, kind: str) -> list[Record]:
-    """Return the rows of ``path``, each with the columns of ``kind``. Raises ``InputError`` naming file and row."""
-    columns = KINDS[kind].columns
-    rows = []
-    for number, row in enumerate(read_records(path, column=columns[0]), start=1):
-        for column in columns[1:]:
-            if row.get(column) is None:
-                raise InputError(
-                    f"{path}: example {number} must have the columns {', '.join(columns)} for kind {kind!r}, "
-                    f"got {', '.join(map(str, row))}"
-                )
-            if column.startswith(("text", "passage")) and not isinstance(row[column], str):
-                raise InputError(
-                    f"{path}: example {number}: {column!r} must be a text, got {type(row[column]).__name__}"
-                )
-        rows.append(row if kind != "matching" else {**row, "score": _score(row["score"], path, number)})
-    if len(rows) < _FEWEST:
-        raise InputError(f"{path} must hold at least {_FEWEST} examples, got {len(rows)}; add more")
-    return rows
-
-
-def _score(value: Any, path: Path, number: int) -> float:
-    try:
-        score = float(value)
-    except (TypeError, ValueError):
-        score = math.nan
-    if not math.isfinite(score):
-        raise InputError(f"{path}: example {number}: 'score' must be a finite number, got {value!r}")
-    return score
 
 
 @torch.no_grad()
@@ -196,6 +162,4 @@ def _step_of(
     pairs = GroupedSampler((("data", tuple(row[c] for c in columns)) for row in rows), smallest=1, seed=seed)
     if kind == "retrieval":
         return lambda step: retrieval_step(encode, pairs.draw(step, batch_size), dims=dims, tasks=(names[0], names[1]))
-    if np.ptp([row["score"] for row in rows]) == 0:
-        raise InputError(f"score must differ between examples, got {rows[0]['score']} in all {len(rows)}")
     return lambda step: text_matching_step(encode, pairs.draw(step, batch_size), dims=dims, task=names[0])

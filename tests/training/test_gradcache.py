@@ -35,7 +35,8 @@ def test_gradcache_equals_the_full_batch(dropout: float, num_parts: int) -> None
         torch.manual_seed(7)
         if cached:
             total = 0.0
-            for share in cached_shares(encode, parts, loss_of):
+            shares = cached_shares(lambda e: loss_of(e([], None)), lambda *_: (parts, torch.arange(10)), encode)
+            for share in shares:
                 share.backward()
                 total += share.item()
         else:
@@ -55,7 +56,9 @@ def test_random_numbers_go_on_after_a_step() -> None:
     """What is drawn after the step is what the straight run would draw: masks are replayed, not rewound."""
     weight = torch.nn.Parameter(torch.ones(4))
     torch.manual_seed(3)
-    list(cached_shares(lambda part: torch.nn.functional.dropout(weight * part, 0.5)[None], [1.0, 2.0], Tensor.sum))
+    parts = ([1.0, 2.0], torch.arange(2))
+    dropped = lambda part: torch.nn.functional.dropout(weight * part, 0.5)[None]  # noqa: E731
+    list(cached_shares(lambda encode: encode([], None).sum(), lambda *_: parts, dropped))
     drawn = torch.rand(3)
     torch.manual_seed(3)
     for _ in range(2):

@@ -20,6 +20,7 @@ from polyvec.losses import (
     distillation,
     info_nce,
     matryoshka,
+    orthogonal_regularisation,
     pair_loss,
     relational_distillation,
     separation_loss,
@@ -30,17 +31,17 @@ from polyvec.model.pooling import mean_pool, truncate
 from polyvec.samples import corpus
 from polyvec.text.tokenizer import Tokenizer
 from polyvec.training.adapters import (
+    TextEncoder,
     classification_step,
     freeze_base,
     retrieval_step,
     separation_step,
-    text_encoder,
     text_matching_step,
 )
 from polyvec.training.checkpoint import Checkpoint
 from polyvec.training.distill import StaticStudent, co_occurrence_table, distillation_loss, grow
 from polyvec.training.loop import Schedule, train
-from polyvec.training.teachers import combine
+from polyvec.training.teachers import combine, rotate_like
 from polyvec.training.vocabulary import balanced_sample, train_unigram
 from tests.conftest import packed
 
@@ -239,7 +240,7 @@ def test_an_adapter_stage_learns_and_touches_its_own_adapters_alone(
     torch.manual_seed(0)
     encoder = Encoder(tiny(**NO_DROPOUT)).train()  # adapters that start as no change, as in every real run
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    encode = text_encoder(encoder, tokenizer, max_tokens=64)
+    encode = TextEncoder(encoder, tokenizer, max_tokens=64)
     texts = [row["text"] for row in corpus()[:8]]
     pairs = [(a[:30], a[30:]) for a in texts]
     steps = {
@@ -308,3 +309,49 @@ def test_a_small_language_keeps_a_share_of_the_vocabulary_sample() -> None:
 def test_too_little_text_for_a_vocabulary_is_an_error() -> None:
     with pytest.raises(InputError, match="vocab_size 2000 needs more text"):
         train_unigram(["just a few words"] * 3, vocab_size=2000)
+
+
+class Given(torch.nn.Module):
+    """A sentence-transformers model that returns the vectors it is given."""
+
+    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return features
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5])
+def test_losses_equal_those_of_sentence_transformers(temperature: float) -> None:
+    losses = pytest.importorskip("sentence_transformers.losses")
+    queries, passages, negatives = unit(7, 16), unit(7, 16, seed=1), unit(7, 16, seed=2)
+    sides = [{"sentence_embedding": side} for side in (queries, passages, negatives)]
+    theirs = losses.MultipleNegativesRankingLoss(Given(), scale=1 / temperature)(sides, torch.tensor([]))
+    ours = info_nce(queries, torch.cat((passages, negatives)), temperature=temperature)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+    grades = torch.tensor([0.0, 0.2, 0.2, 0.5, 0.6, 0.9, 1.0])
+    theirs = losses.CoSENTLoss(Given(), scale=1 / temperature)(sides[:2], grades)
+    ours = cosent((queries * passages).sum(dim=-1), grades, temperature=temperature)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+def test_orthogonal_regularisation_wants_random_directions() -> None:
+    assert float(orthogonal_regularisation(torch.eye(16))) == 0.0
+    assert float(orthogonal_regularisation(torch.ones(5, 4) / 2)) == pytest.approx(1 + 1 - 1 / 4)
+    assert float(orthogonal_regularisation(unit(400, 64))) < 1e-3
+
+
+def test_hardness_weighs_the_nearest_negatives_most() -> None:
+    queries, passages = unit(5, 8), unit(9, 8, seed=1)
+    cosines = queries @ passages.T
+    by_hand = torch.stack([
+        torch.logsumexp(
+            torch.stack([c / 0.1 + (3.0 * c if j != i else 0.0) for j, c in enumerate(row)]), dim=0
+        ) - row[i] / 0.1
+        for i, row in enumerate(cosines)
+    ]).mean()  # fmt: skip
+    torch.testing.assert_close(info_nce(queries, passages, temperature=0.1, hardness=3.0), by_hand)
+
+
+def test_targets_turned_like_a_student_keep_their_cosines() -> None:
+    targets = unit(50, 8).numpy()
+    turn, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))
+    turned = rotate_like(targets, np.arange(20), (targets[:20] @ turn).astype(np.float32))
+    np.testing.assert_allclose(turned, targets @ turn, atol=1e-5)

@@ -1,0 +1,121 @@
+"""One run on several processes, as ``torchrun`` starts them; a process alone needs nothing here.
+
+The processes share the parts of every step and sum their gradients: the same numbers as one process, whatever the loss,
+because each share of a loss is already scaled to the whole step. Under FSDP2 every process must run the model as often
+as the others, so those with fewer parts run one again with weight zero.
+
+Plain ``torch.distributed``: accelerate averages the gradients of equal batches, and batches under a token budget are
+not equal.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from polyvec.model.encoder import Encoder
+
+
+@contextmanager
+def processes() -> Iterator[torch.device]:
+    """Join the group of processes that ``torchrun`` announces, if any, and yield the device of this one."""
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else None
+    device = device or torch.device("cpu")
+    if "WORLD_SIZE" not in os.environ:
+        yield device
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def my_share(num_parts: int) -> list[int]:
+    """Return the numbers of this process's parts: every world-size-th, as many on each, part 0 again to fill."""
+    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    mine = list(range(rank, num_parts, size))
+    return mine if len(mine) == -(-num_parts // size) else [*mine, 0]
+
+
+def num_own(num_parts: int) -> int:
+    """Return how many of ``my_share``, from its first, are this process's own."""
+    return len(range(dist.get_rank(), num_parts, dist.get_world_size())) if dist.is_initialized() else num_parts
+
+
+def gather_rows(mine: Sequence[Tensor], num_parts: int) -> list[Tensor]:
+    """Return the rows of all ``num_parts`` parts, in order, from each process's ``my_share`` of them."""
+    if not dist.is_initialized():
+        return list(mine)
+    size, width = dist.get_world_size(), mine[0].shape[-1]
+    lengths = torch.tensor([len(m) for m in mine], device=mine[0].device)
+    all_lengths = [torch.empty_like(lengths) for _ in range(size)]
+    dist.all_gather(all_lengths, lengths)
+    longest = max(int(part.sum()) for part in all_lengths)
+    rows = torch.cat(list(mine))
+    padded = rows.new_zeros(longest, width)
+    padded[: len(rows)] = rows
+    everyone = [torch.empty_like(padded) for _ in range(size)]
+    dist.all_gather(everyone, padded)
+    parts = [
+        torch.split(rows[: int(part.sum())], part.tolist()) for rows, part in zip(everyone, all_lengths, strict=True)
+    ]
+    return [parts[i % size][i // size] for i in range(num_parts)]
+
+
+def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Add up the processes' gradients; those of sharded parameters have been, on their way back."""
+    if world_size() == 1:
+        return
+    for parameter in parameters:
+        if isinstance(parameter, DTensor):
+            continue
+        if parameter.grad is None:  # no part of this process reached it
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad)
+
+
+def sum_scalar(value: float) -> float:
+    if world_size() == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(total)
+    return float(total)
+
+
+def shard(encoder: Encoder) -> Encoder:
+    """Split parameters, gradients and optimiser state over the processes, layer by layer (FSDP2)."""
+    for module in (*encoder.layers, encoder):
+        sharded = fully_shard(module)
+        assert isinstance(sharded, FSDPModule)
+        sharded.set_gradient_divide_factor(1.0)  # a sum: shares are scaled to the whole step already
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+    return encoder
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return ``tensor`` with the shards of all processes; every process must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def place_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a whole ``tensor`` split as ``like`` is."""
+    return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor

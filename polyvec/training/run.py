@@ -1,0 +1,140 @@
+"""A training run as one value: read from TOML, checked whole before anything starts, recorded in its checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from polyvec.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+STAGES = ("mlm", "pairs", "retrieval", "text-matching", "classification", "separation")
+ARCHITECTURES = ("tiny", "mini", "jina-v3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What decides the weights that come out. Fields without a default must be given."""
+
+    stage: str  # one of STAGES
+    data: tuple[str, ...]  # JSONL, CSV or Parquet files with the columns of the stage
+    output: str  # folder of the model, the checkpoint and the log
+    steps: int
+    model: str = "polyvec-mini"  # what it starts from: folder or hub name; "" with an architecture
+    architecture: str = ""  # one of ARCHITECTURES: random weights of this shape
+    tokenizer: str = ""  # tokenizer.json of a random model
+    batch_size: int = 64  # texts, pairs or windows a step
+    part_tokens: int = 2048  # of texts that run together; what memory is needed for
+    max_tokens: int = 256  # mlm splits longer texts, the other stages cut them
+    learning_rate: float = 5e-4
+    warmup_steps: int = 10
+    temperature: float = 0.05
+    mask_rate: float = 0.3  # of the tokens, in whole words (arXiv 2202.08005 for more than 0.15)
+    smoothing: float = 0.5  # a group is drawn in proportion to its size to this power
+    orthogonality: float = 0.0  # weight of the global orthogonal regularisation
+    hardness: float = 0.0  # how much a negative's likeness adds to its weight
+    dropout: bool = False
+    sharded: bool = False  # FSDP2 over the processes instead of a whole model on each
+    bf16: bool = False
+    seed: int = 0
+    save_every: int = 100
+
+    def __post_init__(self) -> None:
+        rules = {
+            "stage": (self.stage in STAGES, f"one of {', '.join(STAGES)}"),
+            "data": (len(self.data) > 0, "at least one file"),
+            "steps": (self.steps >= 1, "at least 1"),
+            "batch_size": (self.batch_size >= 2, "at least 2"),
+            "part_tokens": (self.part_tokens >= 1, "at least 1"),
+            "max_tokens": (self.max_tokens >= 8, "at least 8"),
+            "learning_rate": (self.learning_rate > 0, "greater than 0"),
+            "warmup_steps": (self.warmup_steps >= 1, "at least 1"),
+            "temperature": (self.temperature > 0, "greater than 0"),
+            "mask_rate": (0 < self.mask_rate < 1, "between 0 and 1"),
+            "orthogonality": (self.orthogonality >= 0, "0 or more"),
+            "hardness": (self.hardness >= 0, "0 or more"),
+            "save_every": (self.save_every >= 1, "at least 1"),
+            "architecture": (
+                self.architecture in ("", *ARCHITECTURES),
+                f"one of {', '.join(ARCHITECTURES)}, or left out to start from a model",
+            ),
+            "tokenizer": (bool(self.tokenizer) == bool(self.architecture), "given with an architecture, and only then"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise InputError(f"{name} must be {rule}, got {getattr(self, name)!r}")
+
+
+def read_run(name: str, changes: Mapping[str, str]) -> Run:
+    """Return the run of a TOML file, or of the recipe ``name``, with ``changes`` (field to text) applied.
+
+    Raises ``InputError`` naming file, field, rule and the nearest known field.
+    """
+    path = Path(name)
+    recipes = {p.name.removesuffix(".toml"): p for p in resources.files("polyvec.training.recipes").iterdir()}
+    recipes = {key: p for key, p in recipes.items() if p.name.endswith(".toml")}
+    if path.suffix != ".toml" and name not in recipes:
+        raise InputError(f"RUN must be a .toml file or one of {', '.join(sorted(recipes))}, got {name!r}")
+    source = recipes.get(name, path)
+    try:
+        values = tomllib.loads(source.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{name} must be a readable TOML file, got {error}") from error
+    hints = get_type_hints(Run)
+    for key, text in changes.items():
+        values[key] = _parse(key, text, hints.get(key))
+    return make_run(values, source=name)
+
+
+def make_run(values: Mapping[str, Any], *, source: str) -> Run:
+    """Return the run of plain values, each of its field's type."""
+    hints = get_type_hints(Run)
+    for key in values:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            remedy = f"; did you mean {near[0]!r}?" if near else f"; the fields are {', '.join(hints)}"
+            raise InputError(f"{source}: every field must be of a run, got {key!r}{remedy}")
+    if missing := [
+        f.name for f in dataclasses.fields(Run) if f.default is dataclasses.MISSING and f.name not in values
+    ]:
+        raise InputError(f"{source}: {', '.join(missing)} must be given, got none")
+    return Run(**{key: _typed(key, value, hints[key], source) for key, value in values.items()})
+
+
+def _typed(key: str, value: Any, kind: Any, source: str) -> Any:
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)[0]
+        if isinstance(value, list) and all(type(item) is inner for item in value):
+            return tuple(value)
+        raise InputError(f"{source}: {key} must be a list of {_NAMES[inner]}, got {value!r}")
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise InputError(f"{source}: {key} must be {_NAMES[kind]}, got {value!r}")
+    return value
+
+
+def _parse(key: str, text: str, kind: type | types.GenericAlias | None) -> Any:
+    """Return a change from the command line as a TOML value; text needs no quotes there."""
+    if get_origin(kind) is tuple:
+        return text.split(",")
+    if kind is str:
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"--set {key} must be a TOML value, got {text!r}") from error
+
+
+_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
