@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from typer.core import TyperGroup
 
 from polyvec.cli.common import Model, plain_errors
 from polyvec.errors import InputError, MissingExtraError
+from polyvec.inference.embedder import Embedder
 
 
 class RunOrVerb(TyperGroup):
@@ -91,3 +93,46 @@ def adapter(
     )  # fmt: skip
     typer.echo(f"loss {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses)} steps", err=True)
     typer.echo(f"{' and '.join(names)} in {output}; use it with --model {output} --task {names[0]}", err=True)
+
+
+@train_app.command()
+@plain_errors
+def mine(
+    data: Annotated[Path, typer.Option(help="JSONL, CSV or Parquet with query and passage.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSONL to write: the same with negatives.")],
+    count: Annotated[int, typer.Option(help="Most negatives of a query.")] = 7,
+    margin: Annotated[float, typer.Option(help="A negative's cosine is at most this part of the answer's.")] = 0.95,
+    model: Model = None,
+) -> None:
+    """Find hard negatives for pairs: passages that MODEL and BM25 take for the answer, likely answers left out."""
+    try:
+        from polyvec.training.mining import mine_file
+    except ImportError as error:
+        raise MissingExtraError.of("train", "train") from error
+    pairs, negatives = mine_file(
+        Embedder(model), data, output, count=count, margin=margin, progress=sys.stderr.isatty()
+    )
+    typer.echo(f"{negatives} negatives for {pairs} pairs in {output}", err=True)
+
+
+@train_app.command()
+@plain_errors
+def cases(
+    data: Annotated[Path, typer.Option(help="JSONL, CSV or Parquet of the kind's columns.")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="overlap or entities (query, passage), polar (premise, hypothesis, label, lang) or quality "
+            "(query, answer, quality)."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSONL to write: query, passage, negatives.")],
+    model: Model = None,
+) -> None:
+    """Build failure cases from DATA for stage retrieval: what a retriever gets wrong, with the right answer."""
+    try:
+        from polyvec.training.mining import cases_file
+    except ImportError as error:
+        raise MissingExtraError.of("train", "train") from error
+    count, negatives = cases_file(Embedder(model), data, output, kind=kind)
+    typer.echo(f"{count} cases with {negatives} negatives in {output}", err=True)

@@ -90,10 +90,10 @@ def test_two_processes_equal_one(stage: str, sharded: bool, make: Callable[..., 
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    code = "import sys; from polyvec.cli import app; app(sys.argv[1:])"
+
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", code, "train", str(toml)], stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-W", "error", "-m", "polyvec", "train", str(toml)], stderr=subprocess.PIPE, text=True,
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
         )
         for rank in range(2)
