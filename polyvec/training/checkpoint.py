@@ -31,10 +31,15 @@ class Checkpoint:
         self.run: dict[str, Any] = json.loads(json.dumps(dict(run)))
 
     def save(
-        self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, losses: Sequence[float]
+        self,
+        parameters: Sequence[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        losses: Sequence[float],
+        averages: Sequence[Tensor] = (),
     ) -> None:
         """Write the state after ``len(losses)`` steps; until it is whole, the file before it stays."""
         tensors = {f"parameters.{i}": whole(p.detach()).contiguous() for i, p in enumerate(parameters)}
+        tensors |= {f"averages.{i}": whole(mean).contiguous() for i, mean in enumerate(averages)}
         for i, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{key}": whole(value).contiguous() for key, value in state.items()}
         if not is_first():
@@ -45,8 +50,10 @@ class Checkpoint:
         with whole_file(self.path) as partial:
             save_file(tensors, partial, metadata={"run": json.dumps(self.run)})
 
-    def restore(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> list[float]:
-        """Load the file, if there is one, into ``parameters`` and ``optimizer``; return the losses of the steps so far.
+    def restore(
+        self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, averages: Sequence[Tensor] = ()
+    ) -> list[float]:
+        """Load the file, if there is one, into what it was saved from; return the losses of the steps so far.
 
         Raises ``InputError`` for a file that is not whole, or that another run or another architecture wrote.
         """
@@ -68,6 +75,8 @@ class Checkpoint:
         with torch.no_grad():
             for i, parameter in enumerate(parameters):
                 parameter.copy_(place_like(tensors[f"parameters.{i}"], parameter))
+            for i, mean in enumerate(averages):
+                mean.copy_(place_like(tensors[f"averages.{i}"], mean))
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):

@@ -42,6 +42,7 @@ def train(
     max_grad_norm: float = 1.0,
     log_every: int = 20,
     checkpoint: Checkpoint | None = None,
+    average: float = 0.0,
     num_tokens: Callable[[], int] | None = None,
     report: Callable[[dict[str, float]], None] | None = None,
 ) -> list[float]:
@@ -54,6 +55,9 @@ def train(
     alone writes. A loss that is not finite stops the run
     before it reaches the weights: raises ``FloatingPointError`` naming the step.
 
+    With ``average`` between 0 and 1 the parameters that remain are a running mean of those after every step, each step
+    weighing ``average`` times the next (Polyak averaging, as an exponential mean).
+
     With a ``checkpoint`` the run goes on from the last save, to the same weights as a run that never stopped, provided
     that ``shares_of`` depends on the step alone. SIGTERM then ends the step, saves, and raises ``SystemExit``.
     """
@@ -65,7 +69,8 @@ def train(
         fused=not any(isinstance(p, DTensor) for group, _ in groups for p in group),
     )
     parameters = [p for group, _ in groups for p in group]
-    losses = checkpoint.restore(parameters, optimizer) if checkpoint else []
+    averages = [p.detach().clone() for p in parameters] if average else []
+    losses = checkpoint.restore(parameters, optimizer, averages) if checkpoint else []
     first = distributed.is_first()
     if first:
         _forget_after(log_path, len(losses))
@@ -90,6 +95,10 @@ def train(
             distributed.sum_gradients(parameters)
             nn.utils.clip_grad_norm_(parameters, max_grad_norm)
             optimizer.step()
+            # Early on the mean of what there is: the start would weigh on a short run for long.
+            kept = min(average, len(losses) / (len(losses) + 1))
+            for mean, parameter in zip(averages, parameters, strict=False):
+                mean.lerp_(parameter.detach(), 1 - kept)
             losses.append(distributed.sum_scalar(total))
             if len(losses) % log_every == 0 or len(losses) == schedule.steps:
                 recent = losses[-log_every:]
@@ -106,9 +115,12 @@ def train(
             # Asked once a step and of all: a signal reaches one process, and all must save together.
             must_stop = checkpoint is not None and distributed.sum_scalar(float(stopping())) > 0
             if checkpoint and (len(losses) % checkpoint.every == 0 or len(losses) == schedule.steps or must_stop):
-                checkpoint.save(parameters, optimizer, losses)
+                checkpoint.save(parameters, optimizer, losses, averages)
             if must_stop:
                 raise SystemExit(128 + signal.SIGTERM)
+    with torch.no_grad():
+        for parameter, mean in zip(parameters, averages, strict=False):
+            parameter.copy_(mean)
     return losses
 
 

@@ -44,6 +44,7 @@ class Run:
     smoothing: float = 0.5  # a group is drawn in proportion to its size to this power
     orthogonality: float = 0.0  # weight of the global orthogonal regularisation
     hardness: float = 0.0  # how much a negative's likeness adds to its weight
+    average: float = 0.0  # of the weights over the steps; 0 keeps the last, 0.99 about the last hundred
     dropout: bool = False
     sharded: bool = False  # FSDP2 over the processes instead of a whole model on each
     bf16: bool = False
@@ -64,6 +65,7 @@ class Run:
             "mask_rate": (0 < self.mask_rate < 1, "between 0 and 1"),
             "orthogonality": (self.orthogonality >= 0, "0 or more"),
             "hardness": (self.hardness >= 0, "0 or more"),
+            "average": (0 <= self.average < 1, "at least 0 and less than 1"),
             "save_every": (self.save_every >= 1, "at least 1"),
             "architecture": (
                 self.architecture in ("", *ARCHITECTURES),

@@ -44,6 +44,7 @@ from polyvec.training.examples import COLUMNS, read_examples
 from polyvec.training.gradcache import Encode, cached_shares
 from polyvec.training.loop import Schedule, train
 from polyvec.training.mlm import MaskedLanguageHead, masked_loss_sum
+from polyvec.training.progress import draw_losses, write_tensorboard
 from polyvec.training.run import Run
 
 _SHAPES: dict[str, Callable[[], ModelConfig]] = {"tiny": tiny, "mini": mini, "jina-v3": ModelConfig}
@@ -73,11 +74,14 @@ def run_stage(run: Run, *, report: Callable[[dict[str, float]], None] | None = N
             log_path=output / "training.jsonl",
             log_every=min(20, run.steps),
             checkpoint=Checkpoint(output / "checkpoint.safetensors", every=run.save_every, run=asdict(run)),
+            average=run.average,
             num_tokens=counter,
             report=report,
         )
         state = {name: distributed.whole(tensor).cpu() for name, tensor in encoder.state_dict().items()}
         if distributed.is_first():
+            draw_losses(output / "training.jsonl", output / "training.svg")
+            write_tensorboard(output / "training.jsonl", output / "tensorboard")
             trained = Encoder(encoder.config)
             trained.load_state_dict(state)
             save_encoder(trained.eval(), output)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from polyvec import Embedder
 from polyvec.errors import InputError
@@ -66,6 +67,10 @@ def test_the_loss_of_every_stage_falls_in_20_steps(stage: str, make: Callable[..
     assert Embedder(run.output, engine="torch", device="cpu").encode("a text").shape == (32,)
     last = json.loads((Path(run.output) / "training.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 20 and last["tokens_per_second"] > 0
+    assert "<svg" in (Path(run.output) / "training.svg").read_text()
+    events = EventAccumulator(str(Path(run.output) / "tensorboard"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("loss")] == [pytest.approx(last["loss"])]
 
 
 def test_a_run_records_itself_and_refuses_another(make: Callable[..., Run]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -355,3 +356,30 @@ def test_targets_turned_like_a_student_keep_their_cosines() -> None:
     turn, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))
     turned = rotate_like(targets, np.arange(20), (targets[:20] @ turn).astype(np.float32))
     np.testing.assert_allclose(turned, targets @ turn, atol=1e-5)
+
+
+def test_the_average_is_of_the_weights_after_every_step(tmp_path: Path) -> None:
+    schedule = Schedule(steps=4, learning_rate=0.1, warmup_steps=1)
+
+    def run(folder: str, stops: Sequence[int] = (), *, average: float = 0.0) -> torch.Tensor:
+        """Train to the end, or to the last of ``stops``, with a new process's weights after each of them."""
+        checkpoint = Checkpoint(tmp_path / folder / "c.safetensors", every=1, run={})
+        for stop in stops or (4,):
+            weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+
+            def shares(step: int, weight: torch.nn.Parameter = weight, stop: int = stop) -> list[torch.Tensor]:
+                if step == stop:
+                    raise KeyboardInterrupt
+                return [((weight - step) ** 2).sum()]
+
+            with suppress(KeyboardInterrupt):
+                train([([weight], 1.0)], shares, schedule, log_path=tmp_path / f"{folder}.jsonl",
+                      checkpoint=checkpoint, average=average)  # fmt: skip
+        return weight.detach()
+
+    mean = run("after 1", [1])
+    for i in (1, 2, 3):
+        mean = mean + (run(f"after {i + 1}", [i + 1]) - mean) * (1 - min(0.6, i / (i + 1)))
+    straight = run("straight", average=0.6)
+    torch.testing.assert_close(straight, mean)
+    assert torch.equal(run("stopped", [2, 4], average=0.6), straight)
