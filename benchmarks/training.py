@@ -45,11 +45,8 @@ def measure(way: str, options: argparse.Namespace) -> dict[str, float]:
     )  # fmt: skip
     encoder = Encoder(config).train()
     switch_dropout_off(encoder)
-    learning = (
-        freeze_base(encoder)
-        if way.startswith("adapters")
-        else [p for n, p in encoder.named_parameters() if ".lora_" not in n]
-    )
+    frozen = way.startswith("adapters")
+    learning = freeze_base(encoder) if frozen else [p for n, p in encoder.named_parameters() if ".lora_" not in n]
     optimizer = torch.optim.AdamW(learning, lr=1e-4)
     rows = torch.randint(4, config.vocab_size, (options.batch, options.tokens))
     cu_seqlens = torch.arange(0, 9 * options.tokens, options.tokens).int()

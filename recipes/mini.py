@@ -1,14 +1,16 @@
 """polyvec-mini: the whole run, stage by stage.
 
-The weights in the package are of this file's first version, at commit 78a3a2c. The commands below are the run of the
-second, which is no better yet and was not shipped (docs/experiments.md).
+The weights in the package are of this file's first version, at commit 78a3a2c. A second run was no better and was not
+shipped; what it taught is in the settings here, whose run has not been finished (docs/experiments.md).
 
     python -m recipes.mini vocabulary --data DATA --work WORK
-    python -m recipes.mini prepare --data DATA --teachers FOLDER... --work WORK
-    python -m recipes.mini static --work WORK --steps 600
-    python -m recipes.mini distil --work WORK --steps 1350 --bf16
-    python -m recipes.mini adapters --work WORK --data DATA --steps 80 --bf16
+    python -m recipes.mini prepare --data DATA --teachers FOLDER --teachers FOLDER --work WORK --like MODEL
+    python -m recipes.mini distil --work WORK --start MODEL --steps 1350 --learning-rate 6e-4 --bf16
+    python -m recipes.mini adapters --work WORK --data DATA
     python -m recipes.mini finish --work WORK --data DATA --teacher FOLDER
+
+MODEL is an earlier polyvec-mini to go on from, ``polyvec/weights/mini`` for one. Without one, leave out ``--like`` and
+``--start``, and run stage ``static`` before ``distil``.
 
 DATA holds ``train/parallel.parquet`` (en, text, lang, source), ``train/pairs.parquet`` and the other files that its
 README describes. Each teacher folder holds ``tokenizer.json`` and ``onnx/model.onnx``. Every stage reads what the one
