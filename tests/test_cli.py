@@ -57,6 +57,34 @@ def test_search_finds_the_passage_and_its_line(tmp_path: Path) -> None:
     assert float(lines[0][0]) >= float(lines[1][0])
 
 
+def test_a_folder_is_indexed_and_searched(tmp_path: Path) -> None:
+    docs, database = tmp_path / "docs", tmp_path / "my.db"
+    docs.mkdir()
+    (docs / "a.md").write_text("# Trains\n\nThe train is late today.\n\n# Cats\n\nA cat sleeps on the chair.\n")
+    (docs / "rows.csv").write_text("text,lang\nBread needs flour.,en\nBrot braucht Mehl.,de\n")
+    result = polyvec("index", docs, "-d", database)
+    assert result.stdout == "" and result.stderr == f"2 added; 4 passages in {database}\n"
+    (docs / "locked.docx").write_bytes(b"\xd0\xcf\x11\xe0")
+    (docs / "empty.txt").touch()
+    result = polyvec("index", docs, "-d", database, code=2)
+    lines = result.stderr.splitlines()
+    assert lines[0] == f"2 unchanged, 2 not read; 4 passages in {database}"
+    assert all(line.startswith(f"error: {docs}") for line in lines[1:3]) and lines[3] == "2 files were left out"
+
+    lines = polyvec("search", "Wo schläft die Katze?", "-d", database, "--mode", "vector").stdout.splitlines()
+    assert lines[0].split("\t")[1:] == [f"{docs}/a.md:5", "# Cats A cat sleeps on the chair."]
+    result = polyvec("search", "flour", "-d", database, "--mode", "text", "--json")
+    row = json.loads(result.stdout)
+    assert (row["text"], row["line"], row["metadata"]) == ("Bread needs flour.", 1, {"lang": "en"})
+    assert row["highlights"] == [[12, 17]] and result.stderr.startswith("1 passages in ")
+    hits = polyvec("search", "flour", "-d", database, "--where", "lang=de").stdout.splitlines()
+    assert [hit.split("\t")[2] for hit in hits] == ["Brot braucht Mehl."]
+    result = polyvec("search", "flour", "-d", database, "--where", "lang=fr", code=1)
+    assert result.stderr == "no passage found: nothing to search, or nothing passes the filter\n"
+    result = polyvec("search", "flour", "-d", database, "--dimensions", 64, code=2)
+    assert "must meet the model that made it, polyvec-mini" in result.stderr
+
+
 def test_match_pairs_translations(tmp_path: Path) -> None:
     first, second = tmp_path / "en.txt", tmp_path / "de.txt"
     first.write_text("\n".join(ENGLISH), encoding="utf-8")
@@ -76,6 +104,64 @@ def test_match_refuses_vectors_of_another_model(tmp_path: Path, model_folder: Pa
     assert "must hold vectors of the same weights" in result.stderr and result.stdout == ""
     same = polyvec("match", tmp_path / "mini.npy", tmp_path / "mini.npy").stdout.splitlines()
     assert [line.split("\t")[0] for line in same] == ["1.0000"] * 3
+
+
+def test_match_finds_near_duplicates_in_one_file_at_a_stated_precision(tmp_path: Path) -> None:
+    source, labelled = tmp_path / "all.txt", tmp_path / "labelled.csv"
+    source.write_text("\n".join(ENGLISH + GERMAN), encoding="utf-8")
+    pairs = [line.split("\t")[1:] for line in polyvec("match", source, "--threshold", 0.5).stdout.splitlines()]
+    assert [ENGLISH[0], GERMAN[1]] in pairs and all(a != b for a, b in pairs)
+    assert polyvec("match", source, code=1).stderr == "no pair found; a lower --threshold shows more\n"
+    rows = [(ENGLISH[0], GERMAN[1], 1), (ENGLISH[1], GERMAN[2], 1), (ENGLISH[0], GERMAN[0], 0)]
+    labelled.write_text("text_a,text_b,score\n" + "".join(f"{a},{b},{s}\n" for a, b, s in rows), encoding="utf-8")
+    result = polyvec("match", source, "--precision", 1, "--labelled", labelled)
+    assert float(result.stderr.split()[1]) < 0.9
+    found = [line.split("\t")[1:] for line in result.stdout.splitlines()]
+    assert {(ENGLISH[0], GERMAN[1]), (ENGLISH[1], GERMAN[2])} <= set(map(tuple, found))
+    labelled.write_text("text_a,text_b,score\na,b,0.5\n")
+    result = polyvec("match", source, "--precision", 1, "--labelled", labelled, code=2)
+    assert "labelled.csv:1 must have text_b and a score of 0 or 1" in result.stderr
+    labelled.write_text("text_a,text_b,score\na,b,0\n")
+    result = polyvec("match", source, "--precision", 1, "--labelled", labelled, code=2)
+    assert "must hold a pair with score 1, got none" in result.stderr
+    assert "come together" in polyvec("match", source, "--precision", 1, code=2).stderr
+
+
+def test_classify_learns_from_examples_and_from_names(tmp_path: Path) -> None:
+    data, output = tmp_path / "data.csv", tmp_path / "classifier.json"
+    rows = [
+        (text, "train" if "train" in text else "cat")
+        for text in (f"{n} {w}." for n in "12345" for w in ("train", "cat"))
+    ]
+    data.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
+    result = polyvec("classify", "train", data, "-o", output)
+    assert "accuracy 1.000" in result.stdout and "10 examples of 2 labels" in result.stderr
+    result = polyvec("classify", "predict", "-", "-c", output, stdin="Der Zug.\n")
+    row = json.loads(result.stdout)
+    assert row["text"] == "Der Zug." and row["predicted"] == "train" and 0.5 < row["probability"] <= 1
+    result = polyvec("classify", "predict", data, "--label", "cat=cats, pets", "--label", "train", "--truth", "label")
+    assert len(result.stdout.splitlines()) == 10 and "accuracy 1.000" in result.stderr
+    result = polyvec("classify", "predict", "-", "--label", "cat", "--label", "dog", "--abstain", 1, stdin="A book.\n")
+    assert json.loads(result.stdout)["predicted"] is None
+    data.write_text("text,label\na,x\n")
+    result = polyvec("classify", "predict", data, "--label", "a", "--label", "b", "--truth", "label", code=2)
+    assert "'label' must be one of the labels a, b, got 'x'" in result.stderr
+
+
+def test_cluster_groups_texts_and_draws_them(tmp_path: Path) -> None:
+    source, output, page = tmp_path / "texts.txt", tmp_path / "out.parquet", tmp_path / "map.html"
+    source.write_text("".join(f"The {noun} is {n}.\n" for noun in ("train", "cat") for n in ("late", "early", "slow")))
+    lines = polyvec("cluster", source, "--clusters", 2, "-o", output, "--map", page).stdout.splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["3", "3"]
+    assert {line.split("\t")[1].split(", ")[0] for line in lines} == {"train", "cat"}
+    _, records, stamp = read_vectors(output)
+    assert stamp["task"] == "separation" and "train" in page.read_text()
+    assert len({record["cluster"] for record in records[:3]}) == 1 and records[0]["cluster"] != records[3]["cluster"]
+    result = polyvec("cluster", source, "-o", "out.npy", code=2)
+    assert "output must end in .parquet or .jsonl, got 'out.npy'" in result.stderr
+    assert "must hold at least one text" in polyvec("cluster", "-", stdin="\n", code=2).stderr
+    result = polyvec("cluster", "-", "--min-size", 3, stdin="A cat.\n\nBread needs flour.\nGood morning.\n", code=1)
+    assert result.stderr.startswith("3 of 3 texts are in no cluster\nno cluster found; --clusters N makes")
 
 
 def test_info_names_tasks_dimensions_and_fingerprints(mini: Embedder) -> None:
@@ -128,7 +214,16 @@ def test_train_adapter_adds_a_task_that_embed_knows(tmp_path: Path, model_folder
         (["search", " ", "notes.txt"], "query must hold text"),
         (["search", "train", "missing.txt"], "missing.txt must be a readable file"),
         (["search", "train", "notes.txt", "--top", "0"], "top must be at least 1"),
+        (["search", "train"], "search needs FILES or --database, one of the two, got neither"),
+        (["search", "train", "notes.txt", "-d", "db"], "one of the two, got both"),
+        (["search", "train", "notes.txt", "--mode", "text"], "--mode and --where need a database"),
+        (["search", "train", "-d", "db"], "database must be one that polyvec made, got none in db"),
+        (["search", "train", "-d", "notes.txt"], "database must be one that polyvec made"),
+        (["index", "notes.txt", "-d", "notes.jsonl"], "database must be a folder or a URL"),
         (["match", "missing.npy", "text"], "missing.npy must be a readable file"),
+        (["classify", "predict", "notes.txt"], "predict needs --classifier or --label, one of the two, got neither"),
+        (["classify", "predict", "notes.txt", "--label", "a", "--abstain", "2"], "abstain must be a probability"),
+        (["classify", "train", "notes.jsonl", "-o", "c.json"], "notes.jsonl:1 must have the column 'label'"),
         (["export", "polyvec-mini"], "export needs --output or --onnx"),
         (["export", "polyvec-mini", "-o", ".", "--layout", "hf"], "output must be a new or empty folder"),
     ],

@@ -10,10 +10,13 @@ from typing import Annotated
 import typer
 
 from polyvec import __version__
+from polyvec.cli.classify import classify_app
+from polyvec.cli.cluster import cluster
 from polyvec.cli.embed import embed
+from polyvec.cli.index import index
 from polyvec.cli.match import match
 from polyvec.cli.models import export, info
-from polyvec.cli.search import search_files
+from polyvec.cli.search import search
 from polyvec.cli.train import train_app
 
 app = typer.Typer(
@@ -22,9 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (embed, match, info, export):
+for verb in (embed, index, search, match, cluster, info, export):
     app.command()(verb)
-app.command(name="search")(search_files)
+app.add_typer(classify_app, name="classify")
 app.add_typer(train_app, name="train")
 
 
