@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -307,17 +307,3 @@ def read_text(path: Path) -> str:
         raise _not_text(path, error) from error
     except OSError as error:
         raise _unreadable(path, error) from error
-
-
-def expand(paths: Iterable[Path]) -> list[Path]:
-    """Return the files of ``paths``, folders replaced by the text files in them, in order of name."""
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in TEXT_SUFFIXES and p.is_file())
-            if not found:
-                raise InputError(f"folder must hold files ending in {', '.join(TEXT_SUFFIXES)}, got none in {path}")
-            files += found
-        else:
-            files.append(path)
-    return files

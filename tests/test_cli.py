@@ -57,6 +57,34 @@ def test_search_finds_the_passage_and_its_line(tmp_path: Path) -> None:
     assert float(lines[0][0]) >= float(lines[1][0])
 
 
+def test_a_folder_is_indexed_and_searched(tmp_path: Path) -> None:
+    docs, database = tmp_path / "docs", tmp_path / "my.db"
+    docs.mkdir()
+    (docs / "a.md").write_text("# Trains\n\nThe train is late today.\n\n# Cats\n\nA cat sleeps on the chair.\n")
+    (docs / "rows.csv").write_text("text,lang\nBread needs flour.,en\nBrot braucht Mehl.,de\n")
+    result = polyvec("index", docs, "-d", database)
+    assert result.stdout == "" and result.stderr == f"2 added; 4 passages in {database}\n"
+    (docs / "locked.docx").write_bytes(b"\xd0\xcf\x11\xe0")
+    (docs / "empty.txt").touch()
+    result = polyvec("index", docs, "-d", database, code=2)
+    lines = result.stderr.splitlines()
+    assert lines[0] == f"2 unchanged, 2 not read; 4 passages in {database}"
+    assert all(line.startswith(f"error: {docs}") for line in lines[1:3]) and lines[3] == "2 files were left out"
+
+    lines = polyvec("search", "Wo schläft die Katze?", "-d", database, "--mode", "vector").stdout.splitlines()
+    assert lines[0].split("\t")[1:] == [f"{docs}/a.md:5", "# Cats A cat sleeps on the chair."]
+    result = polyvec("search", "flour", "-d", database, "--mode", "text", "--json")
+    row = json.loads(result.stdout)
+    assert (row["text"], row["line"], row["metadata"]) == ("Bread needs flour.", 1, {"lang": "en"})
+    assert row["highlights"] == [[12, 17]] and result.stderr.startswith("1 passages in ")
+    hits = polyvec("search", "flour", "-d", database, "--where", "lang=de").stdout.splitlines()
+    assert [hit.split("\t")[2] for hit in hits] == ["Brot braucht Mehl."]
+    result = polyvec("search", "flour", "-d", database, "--where", "lang=fr", code=1)
+    assert result.stderr == "no passage found: nothing to search, or nothing passes the filter\n"
+    result = polyvec("search", "flour", "-d", database, "--dimensions", 64, code=2)
+    assert "must meet the model that made it, polyvec-mini" in result.stderr
+
+
 def test_match_pairs_translations(tmp_path: Path) -> None:
     first, second = tmp_path / "en.txt", tmp_path / "de.txt"
     first.write_text("\n".join(ENGLISH), encoding="utf-8")
@@ -128,6 +156,12 @@ def test_train_adapter_adds_a_task_that_embed_knows(tmp_path: Path, model_folder
         (["search", " ", "notes.txt"], "query must hold text"),
         (["search", "train", "missing.txt"], "missing.txt must be a readable file"),
         (["search", "train", "notes.txt", "--top", "0"], "top must be at least 1"),
+        (["search", "train"], "search needs FILES or --database, one of the two, got neither"),
+        (["search", "train", "notes.txt", "-d", "db"], "one of the two, got both"),
+        (["search", "train", "notes.txt", "--mode", "text"], "--mode and --where need a database"),
+        (["search", "train", "-d", "db"], "database must be one that polyvec made, got none in db"),
+        (["search", "train", "-d", "notes.txt"], "database must be one that polyvec made"),
+        (["index", "notes.txt", "-d", "notes.jsonl"], "database must be a folder or a URL"),
         (["match", "missing.npy", "text"], "missing.npy must be a readable file"),
         (["export", "polyvec-mini"], "export needs --output or --onnx"),
         (["export", "polyvec-mini", "-o", ".", "--layout", "hf"], "output must be a new or empty folder"),

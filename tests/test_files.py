@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from polyvec.errors import InputError
-from polyvec.files import expand, read_records, read_vectors, vector_writer
+from polyvec.files import read_records, read_vectors, vector_writer
 
 STAMP = {"weights": "abc", "dimensions": 16, "dtype": "float32"}
 
@@ -117,13 +117,3 @@ def test_a_foreign_vector_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "vectors.jsonl").write_text(json.dumps({"text": "no vector"}))
     with pytest.raises(InputError, match="written by polyvec"):
         read_vectors(tmp_path / "vectors.jsonl")
-
-
-def test_folders_stand_for_the_text_files_in_them(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    for name in ("b.md", "a.txt", "sub/c.rst", "photo.png"):
-        (tmp_path / name).write_text("x")
-    assert [p.name for p in expand([tmp_path])] == ["a.txt", "b.md", "c.rst"]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="got none"):
-        expand([tmp_path / "empty"])

@@ -11,9 +11,10 @@ import typer
 
 from polyvec import __version__
 from polyvec.cli.embed import embed
+from polyvec.cli.index import index
 from polyvec.cli.match import match
 from polyvec.cli.models import export, info
-from polyvec.cli.search import search_files
+from polyvec.cli.search import search
 from polyvec.cli.train import train_app
 
 app = typer.Typer(
@@ -22,9 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (embed, match, info, export):
+for verb in (embed, index, search, match, info, export):
     app.command()(verb)
-app.command(name="search")(search_files)
 app.add_typer(train_app, name="train")
 
 

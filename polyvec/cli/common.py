@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Annotated, Any, TypeVar
 
@@ -56,3 +56,13 @@ def make_stamp(embedder: Embedder, *, task: str | None, dimensions: int | None, 
         "dtype": dtype,
         "fingerprint": embedder.fingerprint(task=task, dimensions=dimensions, dtype=dtype),
     }
+
+
+def report_failures(sentences: Sequence[str]) -> None:
+    """Print one line for each file that could not be read, then their number; exit with code 2 if there is one."""
+    for sentence in sentences:
+        typer.echo(f"error: {sentence}", err=True)
+    if len(sentences) > 1:
+        typer.echo(f"{len(sentences)} files were left out", err=True)
+    if sentences:
+        raise typer.Exit(2)

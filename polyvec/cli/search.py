@@ -1,8 +1,13 @@
-"""``polyvec search``: the passages of files that answer a question."""
+"""``polyvec search``: the passages of files, or of a database of them, that answer a question."""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -11,36 +16,103 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from polyvec.apps.search import highlights, read_documents, search
-from polyvec.cli.common import Column, Dimensions, EngineName, Model, plain_errors
+from polyvec.apps.documents import Document, expand, read_documents
+from polyvec.apps.index import Index
+from polyvec.apps.search import check_query, highlights
+from polyvec.apps.search import search as search_documents
+from polyvec.cli.common import Column, Dimensions, EngineName, Model, plain_errors, report_failures
+from polyvec.errors import InputError
 from polyvec.inference.embedder import Embedder
+from polyvec.search.store import Hit, Passage
 
 
 @plain_errors
-def search_files(
+def search(
     query: str,
-    files: Annotated[list[Path], typer.Argument(help="Text files, folders of them, JSONL, CSV or Parquet.")],
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Files and folders to read now, where there is no database.")
+    ] = None,
+    database: Annotated[
+        str | None, typer.Option("--database", "-d", help="Folder or URL that polyvec index made.")
+    ] = None,
     top: Annotated[int, typer.Option(help="Passages to show.")] = 5,
+    mode: Annotated[str | None, typer.Option(help="vector, text (words) or hybrid (a database's default).")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=VALUE: source, heading (* is anything), page, or a table's column. Of a database."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a passage.")] = False,
     dimensions: Dimensions = None,
     column: Column = "text",
     model: Model = None,
     engine: EngineName = "auto",
 ) -> None:
-    """Find the passages of FILES that answer QUERY, in any language. Piped, one tab-separated line a passage."""
-    documents = read_documents(files, column=column)
-    embedder = Embedder(model, engine=engine)
-    hits = search(embedder, query, documents, top=top, dimensions=dimensions, progress=sys.stderr.isatty())
+    """Find the passages that answer QUERY, in any language. Piped, one tab-separated line a passage."""
+    check_query(query)
+    if bool(files) == (database is not None):
+        raise InputError("search needs FILES or --database, one of the two, got " + ("both" if files else "neither"))
+    failures: list[str] = []
+    if files:
+        if mode not in (None, "vector") or where:
+            raise InputError("--mode and --where need a database, got files; make one: polyvec index FILES -d DATABASE")
+        embedder = Embedder(model, engine=engine)
+        documents = _documents(files, column, failures)
+        started = time.perf_counter()
+        hits = search_documents(
+            embedder, query, documents, top=top, dimensions=dimensions, progress=sys.stderr.isatty()
+        )
+    else:
+        assert database is not None
+        index = Index(database, Embedder(model, engine=engine), dimensions=dimensions)
+        started = time.perf_counter()
+        hits = index.search(query, mode=mode or "hybrid", top=top, where=_filters(where or []))
+    milliseconds = (time.perf_counter() - started) * 1000
+    for line in _lines(query, hits, as_json=as_json):
+        typer.echo(line)
+    if hits:
+        typer.echo(f"{len(hits)} passages in {milliseconds:.0f} ms", err=True)
+    report_failures(failures)
     if not hits:
-        typer.echo("nothing to search: the files hold no text", err=True)
+        typer.echo("no passage found: nothing to search, or nothing passes the filter", err=True)
         raise typer.Exit(1)
-    if not sys.stdout.isatty():
+
+
+def _documents(files: list[Path], column: str, failures: list[str]) -> Iterator[Document]:
+    for path in expand(files):
+        try:
+            yield from read_documents(path, column=column)
+        except InputError as error:
+            failures.append(str(error))
+
+
+def _filters(pairs: list[str]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise InputError(f"--where must be KEY=VALUE, got {pair!r}")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _lines(query: str, hits: list[Hit], *, as_json: bool) -> Iterator[str]:
+    if as_json:
         for hit in hits:
-            typer.echo(f"{hit.score:.4f}\t{hit.document.source}:{hit.line}\t{' '.join(hit.text.split())}")
-        return
-    table = Table("cosine", "where", "passage", show_lines=True)
-    for hit in hits:
-        passage = Text(hit.text)
-        for start, end in highlights(query, hit.text):
-            passage.stylize("bold yellow", start, end)
-        table.add_row(f"{hit.score:.3f}", Text(f"{hit.document.source}:{hit.line}"), passage)
-    Console().print(table)
+            facts = {"score": hit.score, **asdict(hit.passage), "highlights": highlights(query, hit.passage.text)}
+            yield json.dumps(facts, ensure_ascii=False)
+    elif not sys.stdout.isatty():
+        for hit in hits:
+            yield f"{hit.score:.4f}\t{_place(hit.passage)}\t{' '.join(hit.passage.text.split())}"
+    elif hits:
+        table = Table("score", "where", "passage", show_lines=True)
+        for hit in hits:
+            passage = Text(hit.passage.text)
+            for start, end in highlights(query, hit.passage.text):
+                passage.stylize("bold yellow", start, end)
+            table.add_row(f"{hit.score:.3f}", Text(_place(hit.passage)), passage)
+        Console().print(table)
+
+
+def _place(passage: Passage) -> str:
+    """Return the file, from here if it is below, with the page or line."""
+    path = Path(passage.source)
+    if path.is_absolute() and path.is_relative_to(os.getcwd()):
+        path = path.relative_to(os.getcwd())
+    return f"{path}:{f'p{passage.page}' if passage.page else passage.line}"

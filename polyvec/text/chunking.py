@@ -6,7 +6,7 @@ Shape letters: C chunks in a text, n tokens.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,14 +54,40 @@ def _append_trimmed(spans: list[Span], text: str, start: int, end: int) -> int:
 
 
 def passage_spans(text: str, size: int = 280) -> list[Span]:
-    """Return spans of consecutive sentences of up to ``size`` characters, never across a blank line."""
+    """Return spans of consecutive sentences of up to ``size`` characters, across a blank line only after a heading.
+
+    A heading is a short block that ends like no sentence; alone it would be the best passage for its own words.
+    A sentence beyond four times ``size`` (a table, a line of code) is cut between words. What holds no letter or digit,
+    such as a ruled line, is left out.
+    """
     spans: list[Span] = []
-    for start, end in sentence_spans(text):
-        if spans and end - spans[-1][0] <= size and text.count("\n", spans[-1][1], start) < 2:
+    parts = (part for span in sentence_spans(text) for part in _cut(text, span, 4 * size))
+    for start, end in parts:
+        if not any(map(str.isalnum, text[start:end])):
+            continue
+        fits = bool(spans) and end - spans[-1][0] <= size
+        if fits and (text.count("\n", spans[-1][1], start) < 2 or _is_heading(text[slice(*spans[-1])])):
             spans[-1] = (spans[-1][0], end)
         else:
             spans.append((start, end))
     return spans
+
+
+def _is_heading(part: str) -> bool:
+    last = part.rstrip("# ")[-1:]  # Markdown may close a heading with its marks
+    return len(part) <= 80 and "\n" not in part and (last.isalnum() or last == ":")
+
+
+def _cut(text: str, span: Span, size: int) -> Iterator[Span]:
+    """Yield ``span`` in parts of up to ``size`` characters, each ending before a space where there is one."""
+    start, end = span
+    while end - start > size:
+        space = text.rfind(" ", start + 1, start + size)
+        stop = start + size if space == -1 else space
+        yield start, stop
+        start = stop + (space != -1)
+    if start < end:
+        yield start, end
 
 
 def fixed_spans(offsets: NDArray[np.int32], size: int) -> list[Span]:

@@ -47,6 +47,18 @@ def test_passages_join_sentences_up_to_a_size_and_stop_at_blank_lines() -> None:
     assert [text[a:b] for a, b in passage_spans(text, size=12)] == ["Aaaa. Bbbb.", "Cccc.", "Dddd."]
 
 
+def test_a_heading_opens_the_passage_below_it() -> None:
+    text = "# Reset\n\nHold the button.\n\n***\n\nWait a while."
+    assert [text[a:b] for a, b in passage_spans(text)] == ["# Reset\n\nHold the button.", "Wait a while."]
+
+
+def test_a_sentence_without_end_is_cut_between_words() -> None:
+    text = "word " * 500 + "x" * 3000
+    parts = [text[a:b] for a, b in passage_spans(text, size=100)]
+    assert all(len(part) <= 400 for part in parts) and "".join(parts).replace(" ", "") == text.replace(" ", "")
+    assert all(part.startswith("word") for part in parts[:5])
+
+
 def test_tokens_belong_to_the_spans_they_overlap() -> None:
     offsets = np.array([[0, 3], [4, 6], [6, 9], [10, 12]], dtype=np.int32)
     assert token_ranges(offsets, [(0, 6), (6, 12), (3, 4), (5, 7)]).tolist() == [[0, 2], [2, 4], [1, 1], [1, 3]]

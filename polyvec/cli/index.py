@@ -1,0 +1,38 @@
+"""``polyvec index``: a database of passages that follows folders of files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from polyvec.apps.documents import MAX_MEGABYTES
+from polyvec.apps.index import Index
+from polyvec.cli.common import Column, Dimensions, EngineName, Model, plain_errors, report_failures
+from polyvec.inference.embedder import Embedder
+
+Database = Annotated[str, typer.Option("--database", "-d", help="Folder or URL of the database.")]
+
+
+@plain_errors
+def index(
+    paths: Annotated[
+        list[Path], typer.Argument(help="Files and folders: text, Markdown, HTML, PDF, DOCX, JSONL, CSV, Parquet.")
+    ],
+    database: Database,
+    dimensions: Dimensions = None,
+    column: Column = "text",
+    max_megabytes: Annotated[float, typer.Option(help="Larger files are left out.")] = MAX_MEGABYTES,
+    model: Model = None,
+    engine: EngineName = "auto",
+) -> None:
+    """Bring a database up to date with PATHS: files that are new, changed, moved or deleted since the last time.
+
+    Files that cannot be read are listed at the end, and the exit code is 2; the others are in the database.
+    """
+    opened = Index(database, Embedder(model, engine=engine), dimensions=dimensions, create=True)
+    report = opened.update(paths, column=column, max_megabytes=max_megabytes, progress=sys.stderr.isatty())
+    typer.echo(f"{report}; {len(opened.store)} passages in {database}", err=True)
+    report_failures(report.failed)

@@ -1,0 +1,257 @@
+"""Vectors and texts in, the nearest out: one LanceDB table on disk, or behind a URL of object storage.
+
+A source (a file) is written whole in one commit, so a reader, or a run after a crash, sees all of it or none.
+Shape letters: B passages, M kept width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyvec.errors import InputError, MissingExtraError
+
+MODES = ("hybrid", "vector", "text")
+
+_TABLE = "passages"
+_STAMP_KEY = b"polyvec"
+_EXACT_ROWS = 50_000  # below, comparing with every vector takes a few milliseconds and misses nothing
+_PROBED = 40  # partitions read of an approximate index, and
+_REFINE = 8  # candidates for each result whose float32 vectors then decide
+_KEPT_VERSIONS = timedelta(hours=1)  # a search that is running still finds the files of its version
+_FIELDS = ("source", "digest", "line", "page", "heading", "start", "end", "text", "metadata")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A part of a source: characters ``start`` to ``end`` of the text that was read from it, from ``line`` on.
+
+    ``page`` counts from 1 and is None where the format has none; ``metadata`` holds the other columns of a table's row.
+    """
+
+    source: str
+    start: int
+    end: int
+    text: str
+    line: int = 1
+    page: int | None = None
+    heading: str | None = None
+    metadata: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage with its score: the cosine (``vector``), BM25 (``text``), or the reciprocal rank sum (``hybrid``)."""
+
+    score: float
+    passage: Passage
+
+
+class Store:
+    """A folder or URL of passages, all of one model; ``stamp`` says which, and stays.
+
+    Where there is none, an empty store is made with the ``stamp`` that is given; without one, it is an ``InputError``.
+    """
+
+    def __init__(self, location: str | Path, stamp: Mapping[str, Any] | None = None) -> None:
+        self.location = str(location)
+        try:
+            import lancedb
+        except ImportError as error:
+            raise MissingExtraError.of("an index", "search") from error
+        if stamp is None and "://" not in self.location and not Path(self.location).is_dir():
+            raise _no_store(self.location)
+        if "://" not in self.location and Path(self.location).is_file():
+            raise InputError(f"database must be a folder or a URL, got the file {self.location}; choose another name")
+        database = lancedb.connect(self.location)
+        if _TABLE in database.list_tables().tables:
+            self._table = database.open_table(_TABLE)
+        elif stamp is not None:
+            self._table = database.create_table(_TABLE, schema=_schema(stamp))
+        else:
+            raise _no_store(self.location)
+        self.stamp: dict[str, Any] = json.loads((self._table.schema.metadata or {}).get(_STAMP_KEY, b"{}"))
+        self._schema = _schema(self.stamp)
+        if not self._has_index("text"):  # also after a crash between the two commits that make a store
+            self._index_text()
+
+    def __len__(self) -> int:
+        """Number of passages."""
+        return int(self._table.count_rows())
+
+    def check_stamp(self, stamp: Mapping[str, Any]) -> None:
+        """Raise ``InputError`` unless ``stamp`` is the store's own: vectors of two models never meet."""
+        if self.stamp.get("fingerprint") != stamp.get("fingerprint"):
+            raise InputError(
+                f"database {self.location} must meet the model that made it, {_named(self.stamp)}, "
+                f"got {_named(stamp)}; use --model {self.stamp.get('model')} with {self.stamp.get('dimensions')} "
+                "dimensions, or index into a new database"
+            )
+
+    def sources(self) -> dict[str, str]:
+        """Return the digest of each source."""
+        rows = self._table.search().where("ordinal = 0").select(["source", "digest"]).limit(None).to_arrow()
+        return dict(zip(rows["source"].to_pylist(), rows["digest"].to_pylist(), strict=True))
+
+    def write(self, passages: Sequence[Passage], vectors: NDArray[np.float32], digests: Mapping[str, str]) -> None:
+        """Make ``passages`` with their ``vectors`` (B, M) all that the store holds of the sources in ``digests``.
+
+        One commit, whatever the number of sources.
+        """
+        import pyarrow as pa
+
+        ordinals: list[int] = []
+        counts = dict.fromkeys(digests, 0)
+        for passage in passages:
+            ordinals.append(counts[passage.source])
+            counts[passage.source] += 1
+        columns = {
+            **{name: [getattr(p, name) for p in passages] for name in _FIELDS if name not in ("digest", "metadata")},
+            "digest": [digests[p.source] for p in passages],
+            "metadata": [[f"{key}={value}" for key, value in (p.metadata or {}).items()] for p in passages],
+            "ordinal": ordinals,
+            "vector": pa.FixedSizeListArray.from_arrays(
+                pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel()), self.stamp["dimensions"]
+            ),
+        }
+        table = pa.table({name: columns[name] for name in self._schema.names}, schema=self._schema)
+        (
+            self._table.merge_insert(["source", "ordinal"])
+            .when_matched_update_all()
+            .when_not_matched_insert_all()
+            .when_not_matched_by_source_delete(_one_of("source", digests))
+            .execute(table)
+        )
+
+    def remove(self, sources: Iterable[str]) -> None:
+        """Forget ``sources``."""
+        if names := list(sources):
+            self._table.delete(_one_of("source", names))
+
+    def move(self, old: str, new: str) -> None:
+        """Give a source another name; its vectors stay."""
+        self._table.update(where=_one_of("source", [old]), values={"source": new})
+
+    def optimize(self) -> None:
+        """Take new passages into the indexes, and drop versions that no search reads any longer.
+
+        From 50 000 passages on, vectors get an approximate index: 8 bits a component, float32 for the last ranking.
+        """
+        from lancedb.index import IvfSq
+
+        if len(self) >= _EXACT_ROWS and not self._has_index("vector"):
+            self._table.create_index("vector", config=IvfSq(distance_type="dot"))
+        self._table.optimize(cleanup_older_than=_KEPT_VERSIONS)
+
+    def search(
+        self,
+        vector: NDArray[np.float32] | None,
+        text: str,
+        *,
+        mode: str = "hybrid",
+        top: int = 10,
+        where: Mapping[str, str] | None = None,
+    ) -> list[Hit]:
+        """Return the ``top`` passages, best first, for a unit ``vector`` (M,) and the ``text`` of a question.
+
+        ``vector`` ranks by cosine, ``text`` by BM25, ``hybrid`` sums 1 / (60 + rank) over both lists (Cormack et al.,
+        SIGIR 2009). ``where`` keeps passages whose ``source``, ``page``, ``heading`` or metadata has a value; ``*`` in
+        the value of a source or heading stands for anything.
+        """
+        if mode not in MODES:
+            raise InputError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        if top < 1:
+            raise InputError(f"top must be at least 1, got {top}")
+        query: Any
+        if mode == "text":
+            query = self._table.search(text, query_type="fts", fts_columns="text")
+        else:
+            if mode == "vector":
+                query = self._table.search(vector, vector_column_name="vector", query_type="vector")
+            else:
+                query = self._table.search(query_type="hybrid", vector_column_name="vector", fts_columns="text")
+                query = query.vector(vector).text(text)
+            query = query.distance_type("dot").nprobes(_PROBED).refine_factor(_REFINE)  # unit vectors: dot is cosine
+        if where:
+            query = query.where(_condition(where), prefilter=True)
+        # LanceDB fuses as many of each list as are asked for; more let a passage that is good in both win.
+        found = query.limit(top if mode != "hybrid" else max(50, 2 * top)).to_list()
+        return [_hit(row, mode) for row in found[:top]]
+
+    def _has_index(self, column: str) -> bool:
+        return any(index.columns == [column] for index in self._table.list_indices())
+
+    def _index_text(self) -> None:
+        from lancedb.index import FTS
+
+        # ICU finds words in every script; stemming and stop words would be those of one language.
+        self._table.create_index("text", config=FTS(base_tokenizer="icu/split", stem=False, remove_stop_words=False))
+
+
+def _schema(stamp: Mapping[str, Any]) -> Any:
+    import pyarrow as pa
+
+    fields = [
+        pa.field("source", pa.string()),
+        pa.field("ordinal", pa.int32()),
+        pa.field("digest", pa.string()),
+        pa.field("line", pa.int64()),
+        pa.field("page", pa.int32()),
+        pa.field("heading", pa.string()),
+        pa.field("start", pa.int64()),
+        pa.field("end", pa.int64()),
+        pa.field("text", pa.string()),
+        pa.field("metadata", pa.list_(pa.string())),  # KEY=VALUE
+        pa.field("vector", pa.list_(pa.float32(), int(stamp.get("dimensions", 1)))),
+    ]
+    return pa.schema(fields, metadata={_STAMP_KEY: json.dumps(dict(stamp)).encode()})
+
+
+def _hit(row: Mapping[str, Any], mode: str) -> Hit:
+    if mode == "vector":
+        score = 1 - row["_distance"]
+    else:
+        score = row["_score" if mode == "text" else "_relevance_score"]
+    metadata = dict(pair.split("=", 1) for pair in row["metadata"])
+    values = {name: row[name] for name in _FIELDS if name not in ("digest", "metadata")}
+    return Hit(float(score), Passage(**values, metadata=metadata or None))
+
+
+def _condition(where: Mapping[str, str]) -> str:
+    """Return the SQL of a filter; every value is quoted, none is code."""
+    parts = []
+    for key, value in where.items():
+        if key in ("source", "heading"):
+            pattern = value.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_").replace("*", "%")
+            parts.append(f"{key} LIKE {_quoted(pattern)}")
+        elif key == "page":
+            if not value.isascii() or not value.isdigit():
+                raise InputError(f"page must be a whole number, got {value!r}")
+            parts.append(f"page = {value}")
+        else:
+            parts.append(f"array_has(metadata, {_quoted(f'{key}={value}')})")
+    return " AND ".join(parts)
+
+
+def _one_of(column: str, values: Iterable[str]) -> str:
+    return f"{column} IN ({', '.join(map(_quoted, values))})"
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _named(stamp: Mapping[str, Any]) -> str:
+    return f"{stamp.get('model')} ({stamp.get('weights')}, {stamp.get('dimensions')} dimensions)"
+
+
+def _no_store(location: str) -> InputError:
+    make = f"polyvec index PATHS -d {location}"
+    return InputError(f"database must be one that polyvec made, got none in {location}; make it with: {make}")

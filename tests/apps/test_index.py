@@ -1,0 +1,148 @@
+"""A database that follows its files, and survives being killed."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from polyvec import Embedder
+from polyvec.apps.index import Index
+from polyvec.errors import InputError
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "router.md").write_text("# Reset\n\nHold the button of the router.\n\nThen wait.\n")
+    (folder / "cat.txt").write_text("A cat sleeps on the chair.")
+    return folder
+
+
+@pytest.fixture
+def index(tmp_path: Path, embedder: Embedder) -> Index:
+    return Index(tmp_path / "db", embedder, create=True)
+
+
+def rows(index: Index) -> list[tuple[object, ...]]:
+    """Everything the database holds, in one order."""
+    table = index.store._table.to_arrow().to_pylist()
+    return sorted(tuple(map(repr, row.values())) for row in table)
+
+
+def test_the_database_follows_its_files(index: Index, docs: Path) -> None:
+    assert str(index.update([docs])) == "2 added"
+    assert str(index.update([docs, docs / "cat.txt"])) == "2 unchanged"
+    (docs / "cat.txt").write_text("A dog barks.")
+    (docs / "router.md").rename(docs / "moved.md")
+    assert str(index.update([docs])) == "1 changed, 1 moved"
+    texts = {hit.passage.text: Path(hit.passage.source).name for hit in index.search("dog")}
+    assert texts == {
+        "A dog barks.": "cat.txt",
+        "# Reset\n\nHold the button of the router.": "moved.md",
+        "Then wait.": "moved.md",
+    }
+    (docs / "moved.md").unlink()
+    assert str(index.update([docs / "cat.txt"])) == "1 unchanged"  # moved.md was not asked about
+    assert str(index.update([docs])) == "1 removed, 1 unchanged"
+    shutil.rmtree(docs)
+    assert str(index.update([docs])) == "1 removed" and len(index.store) == 0
+
+
+def test_passages_are_late_chunked_and_know_their_place(index: Index, docs: Path, embedder: Embedder) -> None:
+    index.update([docs])
+    text = (docs / "router.md").read_text()
+    hit = index.search("button", mode="text")[0].passage
+    assert (hit.line, hit.heading, text[hit.start : hit.end]) == (1, "Reset", hit.text)
+    chunks = embedder.encode(text, task="retrieval.passage", late_chunking=[(hit.start, hit.end)])
+    query = embedder.encode("button", task="retrieval.query")
+    found = index.search("button", mode="vector", where={"heading": "Reset"})
+    score = next(h.score for h in found if h.passage == hit)
+    whole = embedder.encode(text, task="retrieval.passage", late_chunking=lambda t: [(0, 40), (42, 52)])
+    assert score == pytest.approx(float(whole.vectors[0] @ query), abs=1e-4)
+    assert score != pytest.approx(float(chunks.vectors[0] @ query), abs=1e-6)
+
+
+def test_a_bad_file_is_told_and_the_rest_goes_on(index: Index, docs: Path) -> None:
+    index.update([docs])
+    (docs / "cat.txt").write_bytes(b"\0")
+    (docs / "new.txt").write_text("News of today.")
+    (docs / "empty.csv").write_text("")
+    report = index.update([docs, docs / "missing.txt"])
+    assert (report.added, report.unchanged, len(report.failed)) == (1, 1, 3)
+    assert "cat.txt must be text, got a binary file" in "".join(report.failed)
+    assert index.search("cat", mode="text")  # what was read last stays
+    (docs / "zero.txt").write_text("one \u200b\u200b")
+    assert str(index.update([docs / "zero.txt"])) == "1 added"
+
+
+def test_one_text_that_cannot_be_embedded_does_not_stop_its_group(
+    index: Index, docs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = index.embedder.encode
+
+    def refuse(texts: list[str], **options: object) -> object:
+        if any("cat" in text for text in texts):
+            raise InputError("late_chunking[0] must hold text")
+        return encode(texts, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(index.embedder, "encode", refuse)
+    report = index.update([docs])
+    assert report.added == 1 and "cat.txt must be text that can be embedded" in report.failed[0]
+
+
+def test_another_model_or_width_is_refused(index: Index, docs: Path, mini: Embedder, embedder: Embedder) -> None:
+    index.update([docs])
+    with pytest.raises(InputError, match=r"must meet the model that made it.*got polyvec-mini"):
+        Index(index.store.location, mini)
+    with pytest.raises(InputError, match="must meet the model that made it"):
+        Index(index.store.location, embedder, dimensions=16, create=True)
+    with pytest.raises(InputError, match="query must hold text"):
+        Index(index.store.location, embedder).search(" ")
+
+
+def test_a_narrow_index_is_searched_at_its_width(tmp_path: Path, docs: Path, embedder: Embedder) -> None:
+    Index(tmp_path / "db", embedder, dimensions=16, create=True).update([docs])
+    assert len(Index(tmp_path / "db", embedder).search("cat", mode="vector")) == 3
+
+
+KILLED = """
+import os, signal, sys, threading
+import polyvec.apps.index as module
+from polyvec import Embedder
+database, folder, model, seconds = sys.argv[1:]
+module._GROUP_CHARACTERS = 1  # a commit a file
+embedder = Embedder(model, engine="onnx", threads=1)
+import lancedb
+threading.Timer(float(seconds), os.kill, (os.getpid(), signal.SIGKILL)).start()
+module.Index(database, embedder, create=True).update([folder])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_ten_kills_leave_the_database_of_one_clean_run(tmp_path: Path, embedder: Embedder) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    for i in range(60):
+        (folder / f"{i}.txt").write_text("\n\n".join(f"Number {j} of file {i} is here." for j in range(5)))
+    clean = Index(tmp_path / "clean", embedder, create=True)
+    clean.update([folder])
+    rng = random.Random(0)
+    held = []
+    for _ in range(10):
+        arguments = (str(tmp_path / "db"), str(folder), str(embedder.folder), str(rng.uniform(0.01, 0.5)))
+        result = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True)
+        assert result.returncode == -9, result.stderr
+        opened = Index(tmp_path / "db", embedder, create=True)
+        assert len(opened.store) == 5 * len(opened.store.sources())  # every file whole
+        assert opened.search("number", top=1) or not len(opened.store)
+        held.append(len(opened.store))
+    assert held == sorted(held)
+    final = Index(tmp_path / "db", embedder, create=True)
+    final.update([folder])
+    assert rows(final) == rows(clean)

@@ -1,0 +1,101 @@
+"""Vectors and texts in, the nearest out, one commit a source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from polyvec.errors import InputError
+from polyvec.search.store import Passage, Store
+
+STAMP = {"model": "tiny", "weights": "abc", "dimensions": 8, "fingerprint": "f"}
+
+
+def unit(index: int) -> NDArray[np.float32]:
+    return np.eye(8, dtype=np.float32)[index]
+
+
+def put(store: Store, source: str, texts: list[str], first: int = 0, **fields: object) -> None:
+    passages = [Passage(source, 0, len(text), text, **fields) for text in texts]  # type: ignore[arg-type]
+    store.write(passages, np.stack([unit(first + i) for i in range(len(texts))]), {source: f"digest of {texts}"})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "db", STAMP)
+    put(store, "it's.md", ["the red router", "a cat sleeps"], page=2, heading="100% of_it")
+    put(store, "b.csv", ["你好世界，路由器"], 2, metadata={"lang": "zh", "by": "a=b'c"})
+    return store
+
+
+def test_each_mode_finds_its_passage(store: Store) -> None:
+    nearest = store.search(unit(1), "router", mode="vector", top=1)[0]
+    assert nearest.passage.text == "a cat sleeps" and nearest.score == pytest.approx(1)
+    assert [hit.passage.text for hit in store.search(None, "ROUTER", mode="text")] == ["the red router"]
+    assert [hit.passage.text for hit in store.search(None, "世界", mode="text")] == ["你好世界，路由器"]
+    both = store.search(unit(0), "router")
+    assert both[0].passage.text == "the red router" and both[0].score == pytest.approx(2 / 61, abs=2e-3)
+    assert len(both) == 3
+
+
+def test_a_passage_comes_back_as_it_was(store: Store) -> None:
+    hit = store.search(unit(2), "", mode="vector", top=1)[0]
+    assert hit.passage == Passage("b.csv", 0, 8, "你好世界，路由器", metadata={"lang": "zh", "by": "a=b'c"})
+
+
+@pytest.mark.parametrize(
+    ("where", "count"),
+    [
+        ({"source": "it's.md"}, 2),
+        ({"source": "*.md"}, 2),
+        ({"source": "_.csv"}, 0),
+        ({"page": "2"}, 2),
+        ({"page": "2", "source": "b*"}, 0),
+        ({"heading": "100% of_it"}, 2),
+        ({"heading": "100* of_it"}, 2),
+        ({"heading": "% of it"}, 0),
+        ({"lang": "zh"}, 1),
+        ({"by": "a=b'c"}, 1),
+        ({"lang": "de') OR true OR array_has(metadata, '"}, 0),
+    ],
+)
+def test_filters_keep_what_has_the_value(store: Store, where: dict[str, str], count: int) -> None:
+    assert len(store.search(unit(0), "", mode="vector", where=where)) == count
+
+
+def test_a_source_is_replaced_moved_and_removed_whole(store: Store) -> None:
+    put(store, "it's.md", ["only one now"])
+    assert len(store) == 2
+    store.move("it's.md", "c.md")
+    assert set(store.sources()) == {"c.md", "b.csv"}
+    store.remove(["c.md"])
+    assert list(store.sources()) == ["b.csv"]
+
+
+def test_a_store_is_found_again_with_its_stamp(tmp_path: Path, store: Store) -> None:
+    store.optimize()
+    again = Store(tmp_path / "db")
+    assert again.stamp == STAMP and len(again) == 3
+    again.check_stamp(STAMP)
+    with pytest.raises(InputError, match="the model that made it, tiny .*use --model tiny with 8 dimensions"):
+        again.check_stamp({**STAMP, "fingerprint": "g"})
+
+
+def test_what_is_no_store_is_an_error(tmp_path: Path, store: Store) -> None:
+    with pytest.raises(InputError, match="database must be one that polyvec made, got none"):
+        Store(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+    with pytest.raises(InputError, match="database must be one that polyvec made"):
+        Store(tmp_path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="must be a folder or a URL"):
+        Store(tmp_path / "file", STAMP)
+    with pytest.raises(InputError, match="mode must be one of hybrid, vector, text, got 'both'"):
+        store.search(unit(0), "x", mode="both")
+    with pytest.raises(InputError, match="top must be at least 1"):
+        store.search(unit(0), "x", top=0)
+    with pytest.raises(InputError, match="page must be a whole number, got 'two'"):
+        store.search(unit(0), "x", where={"page": "two"})
