@@ -106,6 +106,27 @@ def test_match_refuses_vectors_of_another_model(tmp_path: Path, model_folder: Pa
     assert [line.split("\t")[0] for line in same] == ["1.0000"] * 3
 
 
+def test_match_finds_near_duplicates_in_one_file_at_a_stated_precision(tmp_path: Path) -> None:
+    source, labelled = tmp_path / "all.txt", tmp_path / "labelled.csv"
+    source.write_text("\n".join(ENGLISH + GERMAN), encoding="utf-8")
+    pairs = [line.split("\t")[1:] for line in polyvec("match", source, "--threshold", 0.5).stdout.splitlines()]
+    assert [ENGLISH[0], GERMAN[1]] in pairs and all(a != b for a, b in pairs)
+    assert polyvec("match", source, code=1).stderr == "no pair found; a lower --threshold shows more\n"
+    rows = [(ENGLISH[0], GERMAN[1], 1), (ENGLISH[1], GERMAN[2], 1), (ENGLISH[0], GERMAN[0], 0)]
+    labelled.write_text("text_a,text_b,score\n" + "".join(f"{a},{b},{s}\n" for a, b, s in rows), encoding="utf-8")
+    result = polyvec("match", source, "--precision", 1, "--labelled", labelled)
+    assert float(result.stderr.split()[1]) < 0.9
+    found = [line.split("\t")[1:] for line in result.stdout.splitlines()]
+    assert {(ENGLISH[0], GERMAN[1]), (ENGLISH[1], GERMAN[2])} <= set(map(tuple, found))
+    labelled.write_text("text_a,text_b,score\na,b,0.5\n")
+    result = polyvec("match", source, "--precision", 1, "--labelled", labelled, code=2)
+    assert "labelled.csv:1 must have text_b and a score of 0 or 1" in result.stderr
+    labelled.write_text("text_a,text_b,score\na,b,0\n")
+    result = polyvec("match", source, "--precision", 1, "--labelled", labelled, code=2)
+    assert "must hold a pair with score 1, got none" in result.stderr
+    assert "come together" in polyvec("match", source, "--precision", 1, code=2).stderr
+
+
 def test_info_names_tasks_dimensions_and_fingerprints(mini: Embedder) -> None:
     facts = json.loads(polyvec("info").stdout)
     assert facts["dimensions"] == [32, 64, 128, 256, 384] and facts["max_tokens"] == 8192

@@ -1,54 +1,105 @@
-"""``polyvec match``: the best partners of texts among others."""
+"""``polyvec match``: texts that say the same, within a file or across two."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 
+from polyvec.apps.match import best_partners, near_pairs, threshold_for
 from polyvec.cli.common import Column, Dimensions, EngineName, Model, TaskName, make_stamp, plain_errors
 from polyvec.errors import InputError
 from polyvec.files import Stamp, check_same_model, is_vector_file, read_records, read_vectors
 from polyvec.inference.embedder import Embedder
 from polyvec.inference.quantize import as_unit
 
+_NEAR = 0.9  # cosine from which on two texts of one file are shown, unless told otherwise
+
 
 @plain_errors
 def match(
     first: Annotated[str, typer.Argument(metavar="A", help="A text, a file of texts, or a vector file.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="The same; each of A meets all of B.")],
+    second: Annotated[
+        str | None, typer.Argument(metavar="B", help="The same; if left out, A is searched for near-duplicates.")
+    ] = None,
     top: Annotated[int, typer.Option(help="Best partners in B shown for each of A.")] = 1,
+    threshold: Annotated[
+        float | None, typer.Option(help=f"Show every pair from this cosine on instead; {_NEAR} within one file.")
+    ] = None,
+    precision: Annotated[
+        float | None, typer.Option(help="Find the threshold at which this share of --labelled pairs match.")
+    ] = None,
+    labelled: Annotated[
+        Path | None, typer.Option(help="JSONL, CSV or Parquet: text_a, text_b, and score, which is 0 or 1.")
+    ] = None,
     task: TaskName = "text-matching",
     dimensions: Dimensions = None,
     column: Column = "text",
     model: Model = None,
     engine: EngineName = "auto",
 ) -> None:
-    """Print the cosine of the best partners in B for each of A: cosine, A, B, separated by tabs."""
-    if top < 1:
-        raise InputError(f"top must be at least 1, got {top}")
-    sides = [_side(text, column) for text in (first, second)]
+    """Print pairs of texts that say the same, in any language: cosine, A, B, separated by tabs."""
+    if (precision is None) != (labelled is None) or (precision is not None and threshold is not None):
+        raise InputError("--precision and --labelled come together and replace --threshold, got another combination")
+    names = [first] if second is None else [first, second]
+    sides = [_side(name, column) for name in names]
     stamps = [side[2] for side in sides if side[2] is not None]
     if len(stamps) == 2:
-        check_same_model(stamps[0], stamps[1], (first, second))
+        check_same_model(stamps[0], stamps[1], (first, names[-1]))
+    dtype = stamps[0]["dtype"] if stamps else "float32"
+    width = stamps[0]["dimensions"] if stamps else dimensions
     embedder: Embedder | None = None
-    vectors = []
-    for name, (labels, stored, stamp) in zip((first, second), sides, strict=True):
-        if stamp is None:
-            embedder = embedder or Embedder(model, engine=engine)
-            width = stamps[0]["dimensions"] if stamps else dimensions
-            if stamps:
-                made = make_stamp(embedder, task=task, dimensions=width, dtype=stamps[0]["dtype"])
-                check_same_model(stamps[0], made, ("the vector file", name))
-            dtype = stamps[0]["dtype"] if stamps else "float32"
-            stored = embedder.encode(labels, task=task, dimensions=width, dtype=dtype)
-        vectors.append(as_unit(stored, stamps[0]["dtype"] if stamps else "float32"))
-    cosines = vectors[0] @ vectors[1].T
-    for i, row in enumerate(cosines):
-        for j in np.argsort(-row, kind="stable")[:top]:
-            typer.echo(f"{row[j]:.4f}\t{_one_line(sides[0][0][i])}\t{_one_line(sides[1][0][j])}")
+    if len(stamps) < len(sides) or labelled is not None:
+        embedder = Embedder(model, engine=engine)
+        if stamps:
+            made = make_stamp(embedder, task=task, dimensions=width, dtype=dtype)
+            check_same_model(stamps[0], made, ("the vector file", "the model"))
+
+    def embed(texts: list[str]) -> NDArray[np.float32]:
+        assert embedder is not None
+        return as_unit(embedder.encode(texts, task=task, dimensions=width, dtype=dtype), dtype)
+
+    if labelled is not None and precision is not None:
+        threshold = _threshold(labelled, precision, embed)
+    vectors = [embed(labels) if stamp is None else as_unit(stored, dtype) for labels, stored, stamp in sides]
+    if second is None:
+        pairs = near_pairs(vectors[0], threshold=_NEAR if threshold is None else threshold)
+    elif threshold is not None:
+        pairs = near_pairs(vectors[0], vectors[1], threshold=threshold)
+    else:
+        pairs = best_partners(vectors[0], vectors[1], top=top)
+    is_empty = True
+    for cosine, i, j in pairs:
+        is_empty = False
+        typer.echo(f"{cosine:.4f}\t{_one_line(sides[0][0][i])}\t{_one_line(sides[-1][0][j])}")
+    if is_empty:
+        typer.echo("no pair found; a lower --threshold shows more", err=True)
+        raise typer.Exit(1)
+
+
+def _threshold(labelled: Path, precision: float, embed: Callable[[list[str]], NDArray[np.float32]]) -> float:
+    texts: tuple[list[str], list[str]] = ([], [])
+    scores = []
+    for number, record in enumerate(read_records(labelled, column="text_a"), start=1):
+        try:
+            score = float(record["score"])
+        except (KeyError, TypeError, ValueError):
+            score = -1
+        if score not in (0, 1) or not isinstance(record.get("text_b"), str):
+            raise InputError(f"{labelled}:{number} must have text_b and a score of 0 or 1, got {record}")
+        texts[0].append(record["text_a"])
+        texts[1].append(record["text_b"])
+        scores.append(score == 1)
+    if not any(scores):
+        raise InputError(f"{labelled} must hold a pair with score 1, got none")
+    cosines = np.sum(embed(texts[0]) * embed(texts[1]), axis=1)
+    threshold = threshold_for(cosines, np.array(scores), precision=precision)
+    typer.echo(f"threshold {threshold:.4f}", err=True)
+    return threshold
 
 
 def _side(argument: str, column: str) -> tuple[list[str], Any, Stamp | None]:
