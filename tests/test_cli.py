@@ -127,6 +127,27 @@ def test_match_finds_near_duplicates_in_one_file_at_a_stated_precision(tmp_path:
     assert "come together" in polyvec("match", source, "--precision", 1, code=2).stderr
 
 
+def test_classify_learns_from_examples_and_from_names(tmp_path: Path) -> None:
+    data, output = tmp_path / "data.csv", tmp_path / "classifier.json"
+    rows = [
+        (text, "train" if "train" in text else "cat")
+        for text in (f"{n} {w}." for n in "12345" for w in ("train", "cat"))
+    ]
+    data.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
+    result = polyvec("classify", "train", data, "-o", output)
+    assert "accuracy 1.000" in result.stdout and "10 examples of 2 labels" in result.stderr
+    result = polyvec("classify", "predict", "-", "-c", output, stdin="Der Zug.\n")
+    row = json.loads(result.stdout)
+    assert row["text"] == "Der Zug." and row["predicted"] == "train" and 0.5 < row["probability"] <= 1
+    result = polyvec("classify", "predict", data, "--label", "cat=cats, pets", "--label", "train", "--truth", "label")
+    assert len(result.stdout.splitlines()) == 10 and "accuracy 1.000" in result.stderr
+    result = polyvec("classify", "predict", "-", "--label", "cat", "--label", "dog", "--abstain", 1, stdin="A book.\n")
+    assert json.loads(result.stdout)["predicted"] is None
+    data.write_text("text,label\na,x\n")
+    result = polyvec("classify", "predict", data, "--label", "a", "--label", "b", "--truth", "label", code=2)
+    assert "'label' must be one of the labels a, b, got 'x'" in result.stderr
+
+
 def test_info_names_tasks_dimensions_and_fingerprints(mini: Embedder) -> None:
     facts = json.loads(polyvec("info").stdout)
     assert facts["dimensions"] == [32, 64, 128, 256, 384] and facts["max_tokens"] == 8192
@@ -184,6 +205,9 @@ def test_train_adapter_adds_a_task_that_embed_knows(tmp_path: Path, model_folder
         (["search", "train", "-d", "notes.txt"], "database must be one that polyvec made"),
         (["index", "notes.txt", "-d", "notes.jsonl"], "database must be a folder or a URL"),
         (["match", "missing.npy", "text"], "missing.npy must be a readable file"),
+        (["classify", "predict", "notes.txt"], "predict needs --classifier or --label, one of the two, got neither"),
+        (["classify", "predict", "notes.txt", "--label", "a", "--abstain", "2"], "abstain must be a probability"),
+        (["classify", "train", "notes.jsonl", "-o", "c.json"], "notes.jsonl:1 must have the column 'label'"),
         (["export", "polyvec-mini"], "export needs --output or --onnx"),
         (["export", "polyvec-mini", "-o", ".", "--layout", "hf"], "output must be a new or empty folder"),
     ],

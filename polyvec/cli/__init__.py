@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from polyvec import __version__
+from polyvec.cli.classify import classify_app
 from polyvec.cli.embed import embed
 from polyvec.cli.index import index
 from polyvec.cli.match import match
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 for verb in (embed, index, search, match, info, export):
     app.command()(verb)
+app.add_typer(classify_app, name="classify")
 app.add_typer(train_app, name="train")
 
 
