@@ -148,6 +148,20 @@ def test_classify_learns_from_examples_and_from_names(tmp_path: Path) -> None:
     assert "'label' must be one of the labels a, b, got 'x'" in result.stderr
 
 
+def test_cluster_groups_texts_and_draws_them(tmp_path: Path) -> None:
+    source, output, page = tmp_path / "texts.txt", tmp_path / "out.parquet", tmp_path / "map.html"
+    source.write_text("".join(f"The {noun} is {n}.\n" for noun in ("train", "cat") for n in ("late", "early", "slow")))
+    lines = polyvec("cluster", source, "--clusters", 2, "-o", output, "--map", page).stdout.splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["3", "3"]
+    assert {line.split("\t")[1].split(", ")[0] for line in lines} == {"train", "cat"}
+    _, records, stamp = read_vectors(output)
+    assert stamp["task"] == "separation" and "train" in page.read_text()
+    assert len({record["cluster"] for record in records[:3]}) == 1 and records[0]["cluster"] != records[3]["cluster"]
+    result = polyvec("cluster", source, "-o", "out.npy", code=2)
+    assert "output must end in .parquet or .jsonl, got 'out.npy'" in result.stderr
+    assert "must hold at least one text" in polyvec("cluster", "-", stdin="", code=2).stderr
+
+
 def test_info_names_tasks_dimensions_and_fingerprints(mini: Embedder) -> None:
     facts = json.loads(polyvec("info").stdout)
     assert facts["dimensions"] == [32, 64, 128, 256, 384] and facts["max_tokens"] == 8192
