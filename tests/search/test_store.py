@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from polyvec.errors import InputError
+from polyvec.search import store as module
 from polyvec.search.store import Passage, Store
 
 STAMP = {"model": "tiny", "weights": "abc", "dimensions": 8, "fingerprint": "f"}
@@ -73,6 +74,26 @@ def test_a_source_is_replaced_moved_and_removed_whole(store: Store) -> None:
     assert set(store.sources()) == {"c.md", "b.csv"}
     store.remove(["c.md"])
     assert list(store.sources()) == ["b.csv"]
+
+
+def test_many_passages_get_an_approximate_index_that_finds_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_EXACT_ROWS", 500)
+    vectors = np.random.default_rng(0).normal(size=(600, 64)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    store = Store(tmp_path / "db", {**STAMP, "dimensions": 64})
+    store.write([Passage("a", i, i + 1, f"word{i}") for i in range(600)], vectors, {"a": "d"})
+    exact = store.search(vectors[5], "word7", mode="vector")
+    store.optimize()
+    assert store._has_index("vector")
+    found = store.search(vectors[5], "", mode="vector")
+    assert [hit.passage.text for hit in found[:2]] == [hit.passage.text for hit in exact[:2]]
+    assert found[1].score == pytest.approx(exact[1].score, abs=1e-6)  # of the float32 vectors
+    assert {hit.passage.text for hit in store.search(vectors[5], "word7", top=2)} == {"word5", "word7"}
+    store.write([Passage("b", 0, 1, "later")], -vectors[5:6], {"b": "d"})
+    later = store.search(-vectors[5], "", mode="vector", top=1)[0]  # not yet in the index, found all the same
+    assert later.passage.text == "later"
 
 
 def test_a_store_is_found_again_with_its_stamp(tmp_path: Path, store: Store) -> None:
