@@ -32,7 +32,8 @@ def cluster(
     """Group texts by what they are about, and print each group: its size, its words, a typical text."""
     if output is not None and output.suffix.lower() not in (".parquet", ".jsonl"):
         raise InputError(f"output must end in .parquet or .jsonl, got {output.name!r}")
-    records = list(read_records(None if source == "-" else Path(source), column=column))
+    read = read_records(None if source == "-" else Path(source), column=column)
+    records = [record for record in read if record[column].strip()]
     if not records:
         raise InputError(f"{source} must hold at least one text, got none")
     texts = [record[column] for record in records]
@@ -53,3 +54,6 @@ def cluster(
         typer.echo(f"{len(members)}\t{name}\t{' '.join(texts[typical].split())}")
     if num_left := int((found == NOISE).sum()):
         typer.echo(f"{num_left} of {len(texts)} texts are in no cluster", err=True)
+    if not names:
+        typer.echo("no cluster found; --clusters N makes N of them, a smaller --min-size finds smaller ones", err=True)
+        raise typer.Exit(1)

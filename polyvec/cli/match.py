@@ -117,7 +117,7 @@ def _side(argument: str, column: str) -> tuple[list[str], Any, Stamp | None]:
         vectors, records, stamp = read_vectors(path)
         labels = [str(r.get(column, i)) for i, r in enumerate(records)] or [f"#{i}" for i in range(len(vectors))]
         return labels, vectors, stamp
-    texts = [record[column] for record in read_records(path, column=column)]
+    texts = [record[column] for record in read_records(path, column=column) if record[column].strip()]
     if not texts:
         raise InputError(f"{argument} must hold at least one text, got none")
     return texts, None, None
