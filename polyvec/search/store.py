@@ -24,11 +24,12 @@ _SCORES = {"hybrid": "_relevance_score", "vector": "_distance", "text": "_score"
 _TABLE = "passages"
 _STAMP_KEY = b"polyvec"
 _EXACT_ROWS = 50_000  # below, comparing with every vector takes a few milliseconds and misses nothing
-# Of 100 000 synthetic vectors, these find 0.97 of the exact ten nearest in 5 ms on two cores, built in 5 s; 8 bits a
-# component took 2 times as long to search, a graph over them 20 times as long to build (2026-11-25).
+# Chosen on a million synthetic vectors (benchmarks/large_index.py): 40 partitions find 0.89 of the exact ten nearest,
+# 80 find 0.955 and 160 find 0.992, all in about 20 ms on two busy cores. 8 bits a component took twice as long to
+# search, a graph over them 20 times as long to build (2026-11-25).
 _PARTITION_ROWS = 1000
-_PROBED = 40  # partitions whose bits are compared, and
-_REFINE = 8  # candidates for each result whose float32 vectors then decide
+_PROBED = 128  # partitions whose bits are compared, and
+_RESCORED = 320  # passages, nearest by their bits, whose float32 vectors then decide
 _KEPT_VERSIONS = timedelta(hours=1)  # a search that is running still finds the files of its version
 _FIELDS = ("source", "digest", "line", "page", "heading", "start", "end", "text", "metadata")
 
@@ -174,6 +175,8 @@ class Store:
             raise InputError(f"mode must be one of {', '.join(_SCORES)}, got {mode!r}")
         if top < 1:
             raise InputError(f"top must be at least 1, got {top}")
+        # LanceDB fuses as many of each list as are asked for; more let a passage that is good in both win.
+        limit = top if mode != "hybrid" else max(50, 2 * top)
         query: Any
         if mode == "text":
             query = self._table.search(text, query_type="fts", fts_columns="text")
@@ -183,13 +186,13 @@ class Store:
             else:
                 query = self._table.search(query_type="hybrid", vector_column_name="vector", fts_columns="text")
                 query = query.vector(vector).text(text)
-            query = query.distance_type("dot").nprobes(_PROBED).refine_factor(_REFINE)  # unit vectors: dot is cosine
+            query = query.distance_type("dot").nprobes(_PROBED)  # of unit vectors: the cosine
+            query = query.refine_factor(max(2, _RESCORED // limit))
         if where:
             query = query.where(_condition(where), prefilter=True)
         if mode != "hybrid":  # whose fusion needs columns of its own
             query = query.select([*(name for name in _FIELDS if name != "digest"), _SCORES[mode]])
-        # LanceDB fuses as many of each list as are asked for; more let a passage that is good in both win.
-        found = query.limit(top if mode != "hybrid" else max(50, 2 * top)).to_list()
+        found = query.limit(limit).to_list()
         return [_hit(row, mode) for row in found[:top]]
 
     def _has_index(self, column: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 
 from polyvec import Embedder
 from polyvec.apps.classify import Classifier, calibration_error, decide, make_report, train, zero_shot
-from polyvec.errors import InputError
+from polyvec.apps.cluster import cluster
+from polyvec.errors import InputError, MissingExtraError
 
 EXAMPLES = {
     "food": ["Bread needs flour.", "The soup is too salty.", "We cook rice.", "I like apples.", "Cheese and wine."],
@@ -78,3 +80,12 @@ def test_what_cannot_be_learned_or_loaded_is_an_error(embedder: Embedder, mini: 
     zero_shot(embedder, {"a": "a", "b": "b"}).save(path)
     with pytest.raises(InputError, match="must meet the model that it was trained on, .*got polyvec-mini; use --model"):
         Classifier.load(path, mini)
+
+
+def test_missing_scikit_learn_is_told_with_the_remedy(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("sklearn", "sklearn.cluster", "sklearn.linear_model"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match="classification needs the extra 'search'"):
+        train(embedder, TEXTS, LABELS)
+    with pytest.raises(MissingExtraError, match="clustering needs the extra 'search'"):
+        cluster(np.eye(3, dtype=np.float32))

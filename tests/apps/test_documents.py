@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from polyvec.apps.documents import Document, expand, read_documents
-from polyvec.errors import InputError
+from polyvec.errors import InputError, MissingExtraError
 from polyvec.text.chunking import passage_spans
 
 
@@ -134,6 +135,18 @@ def test_an_encrypted_pdf_a_scan_and_a_zip_bomb_are_one_sentence(tmp_path: Path)
         archive.writestr("word/document.xml", b" " * 3_000_000)
     with pytest.raises(InputError, match="must unfold to at most 1 MB, got 3"):
         list(read_documents(tmp_path / "bomb.docx", max_megabytes=1))
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "what"), [("bs4", "a.html", "HTML"), ("docx", "a.docx", "DOCX"), ("pypdf", "a.pdf", "PDF")]
+)
+def test_a_missing_parser_is_told_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str, what: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    (tmp_path / name).write_text("x")
+    with pytest.raises(MissingExtraError, match=rf"^{what} needs the extra 'search'.*pip install 'polyvec\[search\]'"):
+        list(read_documents(tmp_path / name))
 
 
 def test_folders_stand_for_the_readable_files_in_them(tmp_path: Path) -> None:

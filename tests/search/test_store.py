@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from polyvec.errors import InputError
+from polyvec.errors import InputError, MissingExtraError
 from polyvec.search import store as module
 from polyvec.search.store import Passage, Store
 
@@ -120,3 +121,9 @@ def test_what_is_no_store_is_an_error(tmp_path: Path, store: Store) -> None:
         store.search(unit(0), "x", top=0)
     with pytest.raises(InputError, match="page must be a whole number, got 'two'"):
         store.search(unit(0), "x", where={"page": "two"})
+
+
+def test_a_missing_database_is_told_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lancedb", None)
+    with pytest.raises(MissingExtraError, match=r"an index needs the extra 'search'.*pip install 'polyvec\[search\]'"):
+        Store(tmp_path / "db", STAMP)
