@@ -11,6 +11,7 @@ import typer
 
 from polyvec import __version__
 from polyvec.cli.embed import embed
+from polyvec.cli.evaluate import evaluate
 from polyvec.cli.match import match
 from polyvec.cli.models import export, info
 from polyvec.cli.search import search_files
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (embed, match, info, export):
+for verb in (embed, match, evaluate, info, export):
     app.command()(verb)
 app.command(name="search")(search_files)
 app.add_typer(train_app, name="train")
