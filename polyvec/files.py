@@ -97,6 +97,15 @@ def _parquet_records(path: Path, column: str) -> Iterator[Record]:
                 yield _checked(row, path, number, column)
 
 
+def parquet_columns(path: Path) -> list[str]:
+    """Return the names of a Parquet file's columns."""
+    pa, pq = _pyarrow()
+    try:
+        return list(pq.read_schema(path).names)
+    except (pa.ArrowInvalid, FileNotFoundError) as error:
+        raise InputError(f"{path} must be a readable Parquet file, got: {error}") from error
+
+
 def _checked(row: Record, path: Path, number: int, column: str) -> Record:
     if column not in row:
         raise InputError(

@@ -38,8 +38,9 @@ from torch import Tensor
 from polyvec.data.filters import overlaps
 from polyvec.data.sampling import GroupedSampler, LabelSampler
 from polyvec.data.tokenized import TokenizedTexts
-from polyvec.evaluation.development import Encode, Limits, bitext, classification, retrieval, similarity
 from polyvec.evaluation.metrics import Vectors
+from polyvec.evaluation.readers import read_suites
+from polyvec.evaluation.suites import Encode, score
 from polyvec.inference.batching import plan_batches
 from polyvec.inference.embedder import Embedder
 from polyvec.inference.export import export_onnx
@@ -323,46 +324,48 @@ def finish(
     sample = pq.read_table(data / "train/parallel.parquet", columns=["text"]).column("text").to_pylist()
     chosen = np.random.default_rng(8).choice(len(sample), size=4096, replace=False)
     Embedder(output, engine="onnx").calibrate([sample[i] for i in chosen])
-    scores = measure(output, data / "dev", teacher, Limits(pairs=pairs, queries=pairs))
+    scores = measure(output, data / "dev", teacher, pairs)
     (output / "README.md").write_text(model_card(scores, parity, pairs), encoding="utf-8")
     (work / "scores.json").write_text(json.dumps(scores, indent=2))
 
 
-def measure(model: Path, dev: Path, teacher: Path, limits: Limits) -> dict[str, dict[str, dict[str, float]]]:
-    """Return score -> system -> language -> number."""
+def measure(model: Path, dev: Path, teacher: Path, pairs: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Return score -> system -> language -> number, on the first ``pairs`` rows of each language; 0 is all."""
     int8, exact = (Embedder(model, engine=engine) for engine in ("onnx-int8", "onnx"))
     english = OnnxTeacher(teacher, max_tokens=256)
     embedded: dict[tuple[str, str | None, tuple[str, ...]], Vectors] = {}
 
-    def with_tasks(
-        query: str | None, passage: str | None, engine: Embedder = int8, dimensions: int | None = None
-    ) -> Encode:
-        def encode(texts: Sequence[str], side: str) -> Vectors:
-            key = (engine.engine.name, query if side == "query" else passage, tuple(texts))
+    def system(engine: Embedder = int8, *, adapter: bool = True, dimensions: int | None = None) -> Encode:
+        def encode(texts: Sequence[str], task: str) -> Vectors:
+            key = (engine.engine.name, task if adapter else None, tuple(texts))
             if key not in embedded:  # once for every width: a narrow vector is the cut and rescaled wide one
                 embedded[key] = engine.encode(texts, task=key[1])
             return unit(embedded[key][:, :dimensions])
 
         return encode
 
-    def teach(texts: Sequence[str], side: str) -> Vectors:
+    def teach(texts: Sequence[str], task: str) -> Vectors:
         return english.encode(texts)
 
     scores: dict[str, dict[str, dict[str, float]]] = {}
-    for name, score, query, passage in (
-        ("similarity", similarity, "text-matching", "text-matching"),
-        ("bitext", bitext, "text-matching", "text-matching"),
-        ("retrieval", retrieval, "retrieval.query", "retrieval.passage"),
-        ("classification", classification, "classification", "classification"),
+    for name, file in (
+        ("similarity", "stsb_dev"),
+        ("bitext", "tico19_bitext"),
+        ("retrieval", "retrieval_qa"),
+        ("classification", "clinc150"),
     ):
-        systems = {"teacher": teach, "base": with_tasks(None, None), "adapter": with_tasks(query, passage)}
+        systems = {"teacher": teach, "base": system(adapter=False), "adapter": system()}
         if name in ("similarity", "retrieval"):
-            systems["adapter, 128 dimensions"] = with_tasks(query, passage, dimensions=128)
-            systems["adapter, 64 dimensions"] = with_tasks(query, passage, dimensions=64)
+            systems["adapter, 128 dimensions"] = system(dimensions=128)
+            systems["adapter, 64 dimensions"] = system(dimensions=64)
         if name == "similarity":
-            systems["adapter, float32 weights"] = with_tasks(query, passage, exact)
-        scores[name] = {system: score(dev, encode, limits) for system, encode in systems.items()}
-        print(name, {system: round(float(np.mean(list(row.values()))), 4) for system, row in scores[name].items()})
+            systems["adapter, float32 weights"] = system(exact)
+        suites = read_suites(dev / f"{file}.parquet", limit=pairs)
+        scores[name] = {
+            title: {suite.group or "en": score(suite, encode).value for suite in suites}
+            for title, encode in systems.items()
+        }
+        print(name, {title: round(float(np.mean(list(row.values()))), 4) for title, row in scores[name].items()})
     return scores
 
 

@@ -13,6 +13,7 @@ from polyvec import __version__
 from polyvec.cli.classify import classify_app
 from polyvec.cli.cluster import cluster
 from polyvec.cli.embed import embed
+from polyvec.cli.evaluate import evaluate
 from polyvec.cli.index import index
 from polyvec.cli.match import match
 from polyvec.cli.models import export, info
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (embed, index, search, match, cluster, info, export):
+for verb in (embed, index, search, match, cluster, evaluate, info, export):
     app.command()(verb)
 app.add_typer(classify_app, name="classify")
 app.add_typer(train_app, name="train")

@@ -1,50 +1,119 @@
-"""Scores of embeddings, in numpy. Every row of every matrix has unit length.
+"""Scores, in numpy, each as its reference defines it: trec_eval, scikit-learn, scipy; tests compare them.
 
-Shape letters: B rows, M width, Q queries, P passages.
+Shape letters: B rows, M width, P passages of a query in order of rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from polyvec.errors import MissingExtraError
-
 Vectors = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 
 
-def cosine_spearman(first: Vectors, second: Vectors, grades: NDArray[np.floating]) -> float:
-    """Return Spearman's correlation of the pairs' cosines with their grades. (B, M) twice, (B,) -> -1..1."""
-    try:
-        from scipy.stats import spearmanr
-    except ImportError as error:
-        raise MissingExtraError.of("cosine_spearman", "evaluate") from error
-    return float(spearmanr((first * second).sum(axis=1), grades).statistic)
+def cosines(first: Vectors, second: Vectors) -> Floats:
+    """Return the dot products of unit rows, pair by pair, in float64. (B, M) twice -> (B,)."""
+    return np.asarray((first.astype(np.float64) * second).sum(axis=1))
 
 
-def bitext_accuracy(first: Vectors, second: Vectors) -> float:
-    """Return how often a row of ``second`` is nearest to its own row of ``first`` among all. (B, M) twice -> 0..1."""
-    nearest = (second @ first.T).argmax(axis=1)
-    return float((nearest == np.arange(len(first))).mean())
+def ndcg(gains: Floats, judged: Floats, k: int) -> float:
+    """Return nDCG@k of one query, gains as graded. (P,) by rank, and all grades of the query -> 0..1 (trec_eval)."""
+    best = _discounted(-np.sort(-np.maximum(judged, 0)), k)
+    return _discounted(gains, k) / best if best else 0.0
 
 
-def ndcg_at_10(queries: Vectors, passages: Vectors, answers: NDArray[np.integer]) -> float:
-    """Return nDCG@10 for one right passage per query. (Q, M), (P, M), (Q,) passage numbers -> 0..1.
+def _discounted(gains: Floats, k: int) -> float:
+    kept = gains[:k]
+    return float((kept / np.log2(np.arange(2, len(kept) + 2))).sum())
 
-    A passage that ties with the right one counts as before it.
+
+def average_precision_of_ranks(gains: Floats, num_relevant: int, k: int) -> float:
+    """Return the mean over relevant passages of the precision at their ranks up to k; MAP is its mean over queries.
+
+    (P,) by rank; a passage is relevant when its gain is above zero (trec_eval).
     """
-    scores = queries @ passages.T
-    own = scores[np.arange(len(queries)), answers]
-    ranks = (scores >= own[:, None]).sum(axis=1)  # from 1
-    return float(np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0.0).mean())
+    hits = gains[:k] > 0
+    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    return float((precision * hits).sum() / num_relevant) if num_relevant else 0.0
 
 
-def accuracy_of_centroids(
-    train: Vectors, train_labels: NDArray[np.str_], test: Vectors, test_labels: NDArray[np.str_]
-) -> float:
-    """Return how often a text's nearest class mean, of the classes in ``train``, is its own. -> 0..1."""
-    classes, index = np.unique(train_labels, return_inverse=True)
-    means = np.zeros((len(classes), train.shape[1]), np.float32)
-    np.add.at(means, index, train)
-    means /= np.linalg.norm(means, axis=1, keepdims=True)
-    return float((classes[(test @ means.T).argmax(axis=1)] == test_labels).mean())
+def reciprocal_rank(gains: Floats, k: int) -> float:
+    """Return one over the rank of the first relevant passage among the first k, else 0; MRR is its mean."""
+    hits = np.flatnonzero(gains[:k] > 0)
+    return 1.0 / float(hits[0] + 1) if len(hits) else 0.0
+
+
+def recall(gains: Floats, num_relevant: int, k: int) -> float:
+    """Return the part of a query's relevant passages that is among the first k. -> 0..1."""
+    return float((gains[:k] > 0).sum() / num_relevant) if num_relevant else 0.0
+
+
+def spearman(first: Floats, second: Floats) -> float:
+    """Return Spearman's rank correlation, ties at their mean rank. (B,) twice -> -1..1.
+
+    NaN where a side is constant.
+    """
+    ranks = [_mean_ranks(side) for side in (first, second)]
+    centred = [side - side.mean() for side in ranks]
+    norm = float(np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
+    return float((centred[0] * centred[1]).sum()) / norm if norm else float("nan")
+
+
+def _mean_ranks(values: Floats) -> Floats:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2)[inverse])
+
+
+def average_precision(scores: Floats, labels: NDArray[Any]) -> float:
+    """Return the area under the precision-recall steps; equal scores are one step. (B,), (B,) of 0 and 1 -> 0..1.
+
+    As scikit-learn's ``average_precision_score``. 0 without a positive label.
+    """
+    order = np.argsort(-scores, kind="stable")
+    found = np.cumsum(labels[order] == 1)
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # the last of each run of equal scores
+    if not found[-1]:
+        return 0.0
+    gained = np.diff(found[ends], prepend=0) / found[-1]
+    return float((gained * found[ends] / (ends + 1)).sum())
+
+
+def accuracy(predicted: NDArray[Any], labels: NDArray[Any]) -> float:
+    """Return how often the two agree. (B,) twice -> 0..1."""
+    return float((predicted == labels).mean())
+
+
+def weighted_f1(predicted: NDArray[Any], labels: NDArray[Any]) -> float:
+    """Return F1 averaged over the true labels by their frequency: MTEB's score of bitext mining. (B,) twice -> 0..1."""
+    classes, inverse = np.unique(np.concatenate((predicted, labels)), return_inverse=True)
+    size = len(classes)
+    guessed, true = inverse[: len(predicted)], inverse[len(predicted) :]
+    right = np.bincount(true[guessed == true], minlength=size)
+    support = np.bincount(true, minlength=size)
+    f1 = 2 * right / (support + np.bincount(guessed, minlength=size))
+    return float((f1 * support).sum() / len(labels))
+
+
+def v_measure(labels: Sequence[Any] | NDArray[Any], clusters: Sequence[Any] | NDArray[Any]) -> float:
+    """Return the harmonic mean of homogeneity and completeness (Rosenberg and Hirschberg 2007). (B,) twice -> 0..1."""
+    _, rows = np.unique(labels, return_inverse=True)
+    _, columns = np.unique(clusters, return_inverse=True)
+    table = np.zeros((rows.max() + 1, columns.max() + 1))
+    np.add.at(table, (rows, columns), 1)
+    joint = table / table.sum()
+    of_labels, of_clusters = _entropy(joint.sum(axis=1)), _entropy(joint.sum(axis=0))
+    shared = of_labels + of_clusters - _entropy(joint)  # mutual information, in nats
+    homogeneity = shared / of_labels if of_labels else 1.0
+    completeness = shared / of_clusters if of_clusters else 1.0
+    total = homogeneity + completeness
+    return float(2 * homogeneity * completeness / total) if total > 1e-12 else 0.0
+
+
+def _entropy(probabilities: Floats) -> float:
+    kept = probabilities[probabilities > 0]
+    return float(-(kept * np.log(kept)).sum())

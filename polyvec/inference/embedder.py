@@ -222,6 +222,14 @@ class Embedder:
         options = _Options(width, dtype, batch_tokens, late_chunking, truncate)
         return self._stream(rows, options, _Progress(progress, total))
 
+    def convert(
+        self, vectors: NDArray[np.float32], *, dimensions: int | None = None, dtype: str = "float32"
+    ) -> NDArray[Any]:
+        """Return full-width float32 vectors (B, D) of this model as ``encode`` gives them at a width and dtype."""
+        width = self._check_width(dimensions)
+        check_output_type(dtype, width, self._ranges)
+        return quantize(unit(vectors[:, :width]), dtype, self._ranges)
+
     def fingerprint(
         self,
         *,

@@ -1,0 +1,72 @@
+"""How sure a score is: the bootstrap (Efron 1979) over its observations.
+
+An observation is what was drawn at random when the data was made: a query, a pair, a text. A statistic maps any rows of
+them to the score, so that one function serves means, correlations and areas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyvec.errors import InputError
+from polyvec.evaluation.metrics import average_precision, spearman, weighted_f1
+
+Observations = NDArray[np.float64]
+
+#: Name -> score of observations (n, columns).
+STATISTICS: dict[str, Callable[[Observations], float]] = {
+    "mean": lambda rows: float(rows[:, 0].mean()),
+    "spearman": lambda rows: spearman(rows[:, 0], rows[:, 1]),
+    "average_precision": lambda rows: average_precision(rows[:, 0], rows[:, 1]),
+    "weighted_f1": lambda rows: weighted_f1(rows[:, 0], rows[:, 1]),
+}
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The second score minus the first, its 95 % interval, and the two-sided bootstrap p-value."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def interval(rows: Observations, statistic: str, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % percentile interval of a score. ``rows`` (n, columns)."""
+    low, high = np.nanpercentile(
+        [STATISTICS[statistic](rows[i]) for i in _draws(len(rows), resamples, seed)], (2.5, 97.5)
+    )
+    return float(low), float(high)
+
+
+def compare(
+    first: Observations, second: Observations, statistic: str, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Difference:
+    """Return how two systems differ on the same observations, both resampled by the same rows (a paired test).
+
+    (n, columns) twice. Raises ``InputError`` where the two are not of the same n.
+    """
+    if len(first) != len(second):
+        raise InputError(
+            f"a paired test needs the same observations of both systems, got {len(first)} and {len(second)}; "
+            "evaluate both on the same data"
+        )
+    score = STATISTICS[statistic]
+    drawn = np.array([score(second[i]) - score(first[i]) for i in _draws(len(first), resamples, seed)])
+    low, high = np.nanpercentile(drawn, (2.5, 97.5))
+    # One is added so that no finite number of resamples claims certainty (Davison and Hinkley 1997, 4.2).
+    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    p = min(1.0, 2 * (float(tail) + 1) / (resamples + 1))
+    return Difference(score(second) - score(first), float(low), float(high), p)
+
+
+def _draws(count: int, resamples: int, seed: int) -> Any:
+    rng = np.random.default_rng(seed)
+    return (rng.integers(count, size=count) for _ in range(resamples))

@@ -1,0 +1,201 @@
+"""Suites from files of your own: folders in BEIR's layout, and tables whose columns say what they are.
+
+| columns | kind |
+|---|---|
+| text_a, text_b, score | sts |
+| text_a, text_b, label (0 or 1) | pair-classification |
+| text_a, text_b; or en, text | bitext |
+| query, passage | retrieval; the corpus is all passages, each once |
+| query, positives, negatives (lists) | reranking |
+| text, label, split (train or val, test) | classification |
+| text, label | clustering |
+
+A column ``lang``, else ``source``, parts a table into one suite a value.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from polyvec.errors import InputError
+from polyvec.evaluation.suites import TASKS, Labelled, Pairs, Ranking, Suite, check_ranking
+from polyvec.files import Record, parquet_columns, read_records
+
+_COLUMNS = {
+    "sts": ("text_a", "text_b", "score"),
+    "pair-classification": ("text_a", "text_b", "label"),
+    "reranking": ("query", "positives", "negatives"),
+    "retrieval": ("query", "passage"),
+    "classification": ("text", "label", "split"),
+    "clustering": ("text", "label"),
+    "bitext": ("text_a", "text_b"),
+}
+
+
+def read_suites(path: Path, *, kind: str | None = None, limit: int = 0) -> list[Suite]:
+    """Return the suites in a folder of BEIR's layout or a table; ``kind`` where the columns leave a choice.
+
+    ``limit`` keeps the first rows of each language of a table; 0 keeps all.
+    """
+    if kind is not None and kind not in TASKS:
+        raise InputError(f"kind must be one of {', '.join(TASKS)}, got {kind!r}")
+    if path.is_dir():
+        return [read_beir(path)]
+    if path.suffix.lower() not in (".jsonl", ".csv", ".tsv", ".parquet"):
+        raise InputError(f"{path} must be a folder, .jsonl, .csv, .tsv or .parquet; convert it, or name the folder")
+    groups: dict[str, list[Record]] = {}
+    chosen = kind
+    for row in read_records(path, column=_first_column(path)):
+        if "en" in row and "text" in row and "label" not in row:
+            row = {"text_a": row.pop("en"), "text_b": row.pop("text"), **row}
+        chosen = chosen or _kind_of(row, path)
+        missing = [c for c in _COLUMNS[chosen] if row.get(c) is None]
+        if missing:
+            raise InputError(f"{path} must have the column {missing[0]!r} for {chosen}, got {', '.join(row)}")
+        group = groups.setdefault(str(row.get("lang") or row.get("source") or ""), [])
+        group.append(row)
+    if chosen is None:
+        raise InputError(f"{path} must hold at least one row, got none")
+    if chosen == "classification":  # one group: its splits have languages of their own
+        groups = {"": [row for rows in groups.values() for row in rows]}
+        limit = 0
+    builders: dict[str, Callable[[list[Record], str, Path], Pairs | Ranking | Labelled]] = {
+        "retrieval": _retrieval,
+        "reranking": _reranking,
+        "classification": _classification,
+    }
+    build = builders.get(chosen, _plain)
+    name = path.stem
+    return [Suite(chosen, name, build(rows[: limit or None], chosen, path), group) for group, rows in groups.items()]
+
+
+def _first_column(path: Path) -> str:
+    """Return the first known text column of a table's first row: what the reader is to check."""
+    if path.suffix.lower() == ".parquet":
+        names: Iterable[str] = parquet_columns(path)
+    else:
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                line = file.readline()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} must be a readable UTF-8 file, got: {error}") from error
+        if path.suffix.lower() == ".jsonl":
+            try:
+                names = json.loads(line or "{}")
+            except json.JSONDecodeError as error:
+                raise InputError(f"{path}:1 must be one JSON value, got {error}") from error
+        else:
+            names = next(csv.reader([line], delimiter="\t" if path.suffix.lower() == ".tsv" else ","), [])
+    known = [c for c in ("text_a", "query", "en", "text") if c in names]
+    if not known:
+        raise InputError(
+            f"{path} must have columns of a suite, such as text_a and text_b, query and passage, or text and label, "
+            f"got {', '.join(map(str, names)) or 'none'}; rename them"
+        )
+    return known[0]
+
+
+def _kind_of(row: Record, path: Path) -> str:
+    for kind, columns in _COLUMNS.items():
+        if all(row.get(c) is not None for c in columns):
+            return kind
+    raise InputError(
+        f"{path} must have the columns of one kind of suite ({'; '.join(', '.join(c) for c in _COLUMNS.values())}), "
+        f"got {', '.join(row)}; rename them"
+    )
+
+
+def _plain(rows: list[Record], kind: str, path: Path) -> Pairs | Labelled:
+    if kind == "clustering":
+        return Labelled([r["text"] for r in rows], [str(r["label"]) for r in rows])
+    values = {"sts": "score", "pair-classification": "label"}.get(kind)
+    numbers = [_number(r[values], path, values) for r in rows] if values else []
+    return Pairs([r["text_a"] for r in rows], [r["text_b"] for r in rows], numbers)
+
+
+def _number(value: Any, path: Path, column: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: {column!r} must be a number, got {value!r}") from error
+
+
+def _retrieval(rows: list[Record], kind: str, path: Path) -> Ranking:
+    passages = {p: f"p{i}" for i, p in enumerate(dict.fromkeys(r["passage"] for r in rows))}
+    queries = {q: f"q{i}" for i, q in enumerate(dict.fromkeys(r["query"] for r in rows))}
+    qrels: dict[str, dict[str, int]] = {}
+    for row in rows:
+        qrels.setdefault(queries[row["query"]], {})[passages[row["passage"]]] = 1
+    return Ranking({i: q for q, i in queries.items()}, {i: p for p, i in passages.items()}, qrels)
+
+
+def _reranking(rows: list[Record], kind: str, path: Path) -> Ranking:
+    for row in rows:
+        if not all(isinstance(row[c], list) for c in ("positives", "negatives")) or not row["positives"]:
+            raise InputError(f"{path}: 'positives' and 'negatives' must be lists, the first not empty; one row a query")
+    texts = dict.fromkeys(t for r in rows for t in (*r["positives"], *r["negatives"]))
+    ids = {text: f"p{i}" for i, text in enumerate(texts)}
+    numbered = {f"q{i}": row for i, row in enumerate(rows)}
+    return Ranking(
+        {q: r["query"] for q, r in numbered.items()},
+        {i: text for text, i in ids.items()},
+        {q: {ids[t]: 1 for t in r["positives"]} for q, r in numbered.items()},
+        {q: list(dict.fromkeys(ids[t] for t in (*r["positives"], *r["negatives"]))) for q, r in numbered.items()},
+    )
+
+
+def _classification(rows: list[Record], kind: str, path: Path) -> Labelled:
+    splits = {r["split"] for r in rows}
+    learnt = "train" if "train" in splits else "val"
+    if not {learnt, "test"} <= splits:
+        raise InputError(f"{path}: 'split' must hold train (or val) and test, got {', '.join(sorted(splits))}")
+    train, test = ([r for r in rows if r["split"] == s] for s in (learnt, "test"))
+    return Labelled(
+        [r["text"] for r in test], [str(r["label"]) for r in test],
+        [r["text"] for r in train], [str(r["label"]) for r in train],
+    )  # fmt: skip
+
+
+def read_beir(folder: Path, *, split: str = "test") -> Suite:
+    """Return the retrieval suite of ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/SPLIT.tsv``.
+
+    Title and text of a passage are joined by a blank, as MTEB does. Raises ``InputError`` for a file that is missing,
+    an id that comes twice, and judgements of ids that no text has.
+    """
+    corpus, queries = (_texts_by_id(folder / f"{name}.jsonl") for name in ("corpus", "queries"))
+    path = folder / "qrels" / f"{split}.tsv"
+    qrels: dict[str, dict[str, int]] = {}
+    for row in read_records(path, column="query-id"):
+        if not row.get("corpus-id") or row.get("score") is None:
+            raise InputError(f"{path} must have the columns query-id, corpus-id, score, got {', '.join(map(str, row))}")
+        qrels.setdefault(row["query-id"], {})[row["corpus-id"]] = int(_number(row["score"], path, "score"))
+    data = Ranking({q: t for q, t in queries.items() if q in qrels} or queries, corpus, qrels)
+    try:
+        check_ranking(data)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
+    return Suite("retrieval", folder.resolve().name, data)
+
+
+def _texts_by_id(path: Path) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for number, row in enumerate(read_records(path, column="text"), start=1):
+        key = str(row.get("_id", row.get("id", "")))
+        if not key:
+            raise InputError(f"{path}:{number} must have the column '_id', got {', '.join(row)}")
+        if key in texts:
+            raise InputError(f"{path}:{number} must have an id of its own, got {key!r} again; remove one of the rows")
+        texts[key] = f"{row.get('title') or ''} {row['text']}".strip()
+    return texts
+
+
+def data_hash(suite: Suite) -> str:
+    """Return 16 hex digits of everything in a suite that decides a score, its name left out."""
+    content = json.dumps([suite.kind, asdict(suite.data)], ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

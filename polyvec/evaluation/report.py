@@ -1,0 +1,152 @@
+"""Results as one HTML file that needs no other: tables, and plots as SVG inside it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from polyvec.errors import MissingExtraError
+from polyvec.evaluation.run import Row
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0; width: 100% } svg { max-width: 100%; height: auto }
+th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #ddd } td.n { text-align: right }
+"""
+
+
+def html_report(results: Sequence[Row], tests: Sequence[Row]) -> str:
+    """Return the page: a plot of every suite, languages as a heat map, quality against bytes, and all numbers."""
+    plots = [_by_suite(results), _by_language(results), _by_bytes(results)]
+    score_rows = [
+        [
+            _title(r), f"{r['suite']} {r['group']}", f"{r['kind']}, {r['metric']}", f"{100 * r['score']:.2f}",
+            f"{100 * r['low']:.2f} to {100 * r['high']:.2f}", str(r["bytes_per_vector"]),
+            f"{r['texts_per_second']:.0f}" if r["texts_per_second"] else "", r["engine"], r["stamp"]["weights"],
+        ]
+        for r in results
+    ]  # fmt: skip
+    test_rows = [
+        [
+            f"{t['second']} minus {t['first']}", f"{t['suite']} {t['group']}", f"{t['dimensions'][1]} {t['dtype']}",
+            f"{100 * t['difference']:+.2f}", f"{100 * t['low']:+.2f} to {100 * t['high']:+.2f}", f"{t['p']:.3f}",
+        ]
+        for t in tests
+    ]  # fmt: skip
+    head = ["model", "suite", "metric", "score", "95 % interval", "bytes", "texts/s", "engine", "weights"]
+    parts = [
+        "<h1>Evaluation</h1>",
+        "<p>Scores times 100; intervals by bootstrap over queries, pairs or texts. A blank speed: vectors were made "
+        "already for another row.</p>",
+        *plots,
+        "<h2>All scores</h2>",
+        _table(head, score_rows),
+    ]
+    if test_rows:
+        parts.append("<h2>Paired tests</h2>")
+        parts.append(_table(["difference", "suite", "vectors", "points", "95 % interval", "p"], test_rows))
+    body = "\n".join(part for part in parts if part)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Evaluation</title>'
+        f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )
+
+
+def _title(row: Row) -> str:
+    task = "" if row["adapter"] or row["prompts"] else ", no task"
+    return f"{row['model']}, {row['dimensions']} {row['dtype']}{task}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    return f"<table><tr>{top}</tr>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
+
+
+def _by_suite(results: Sequence[Row]) -> str:
+    """Bars of each suite's mean over its languages; the interval only where a suite is of one part."""
+    suites = sorted({(r["kind"], r["suite"]) for r in results})
+    systems = list(dict.fromkeys(map(_title, results)))
+    figure, axes = _figure(9, 1.2 + 0.28 * len(suites) * len(systems))
+    height = 0.8 / len(systems)
+    for j, system in enumerate(systems):
+        for i, suite in enumerate(suites):
+            own = [r for r in results if _title(r) == system and (r["kind"], r["suite"]) == suite]
+            if not own:
+                continue
+            mean = float(np.mean([r["score"] for r in own]))
+            arms = None
+            if len(own) == 1:  # clipped: an interval of resamples can lie beside the score itself
+                arms = 100 * np.maximum([[mean - own[0]["low"]], [own[0]["high"] - mean]], 0)
+            axes.barh(
+                i + j * height, 100 * mean, height, color=f"C{j % 10}", label=system if i == 0 else None,
+                xerr=arms, capsize=2,
+            )  # fmt: skip
+    axes.set_yticks([i + 0.4 - height / 2 for i in range(len(suites))], [f"{s}\n({k})" for k, s in suites])
+    axes.invert_yaxis()
+    axes.set_xlabel("score x 100")
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.25 if len(suites) * len(systems) < 4 else -0.1), frameon=False)
+    return "<h2>By suite</h2>" + _svg(figure)
+
+
+def _by_language(results: Sequence[Row]) -> str:
+    grouped = [r for r in results if r["group"]]
+    columns = list(dict.fromkeys((r["suite"], r["group"]) for r in grouped))
+    systems = list(dict.fromkeys(map(_title, grouped)))
+    if len(columns) < 2:
+        return ""
+    values = np.full((len(columns), len(systems)), np.nan)
+    for r in grouped:
+        values[columns.index((r["suite"], r["group"])), systems.index(_title(r))] = 100 * r["score"]
+    figure, axes = _figure(3 + 1.6 * len(systems), 1.5 + 0.26 * len(columns))
+    axes.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=100)
+    for (i, j), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            axes.text(j, i, f"{value:.1f}", ha="center", va="center", color="black" if value > 60 else "white")
+    axes.set_yticks(range(len(columns)), [f"{s} {g}" for s, g in columns])
+    axes.set_xticks(range(len(systems)), [s.replace(", ", "\n") for s in systems])
+    axes.xaxis.tick_top()
+    return "<h2>By language</h2>" + _svg(figure)
+
+
+def _by_bytes(results: Sequence[Row]) -> str:
+    """Mean score of a kind against the size of a vector: the Matryoshka and quantisation curves."""
+    if len({r["bytes_per_vector"] for r in results}) < 2:
+        return ""
+    figure, axes = _figure(9, 4.5)
+    lines = dict.fromkeys((r["model"], r["kind"], r["dtype"], r["adapter"]) for r in results)
+    for model, kind, dtype, adapter in lines:
+        own = [r for r in results if (r["model"], r["kind"], r["dtype"], r["adapter"]) == (model, kind, dtype, adapter)]
+        sizes = sorted({r["bytes_per_vector"] for r in own})
+        means = [100 * float(np.mean([r["score"] for r in own if r["bytes_per_vector"] == size])) for size in sizes]
+        axes.plot(sizes, means, marker="o", label=f"{model}, {kind}, {dtype}{'' if adapter else ', no task'}")
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("bytes of a vector")
+    axes.set_ylabel("score x 100")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return "<h2>Quality against size</h2>" + _svg(figure)
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    try:
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError.of("the HTML report", "evaluate") from error
+    figure = Figure(figsize=(width, height))  # no pyplot: it would keep every figure and look for a screen
+    FigureCanvasSVG(figure)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:
+    buffer = io.StringIO()
+    # The metadata of matplotlib names its web site; a page with none of it asks for nothing outside.
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

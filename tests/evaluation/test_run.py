@@ -1,0 +1,114 @@
+"""Cells are measured once, resumed, compared, and never mixed with those of other weights or data."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from polyvec import Embedder
+from polyvec.cli import app
+from polyvec.errors import InputError
+from polyvec.evaluation.metrics import Vectors
+from polyvec.evaluation.report import html_report
+from polyvec.evaluation.run import comparisons, plan, run_cells
+from polyvec.evaluation.suites import Pairs, Suite
+from polyvec.evaluation.systems import System, open_system
+from polyvec.inference.quantize import quantize, unit
+
+WORDS = ("rain", "snow", "router", "train", "bread", "music", "river", "stone")
+SUITE = Suite("sts", "words", Pairs(list(WORDS), list(WORDS[::-1]), [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]), "en")
+
+
+def random_system(name: str = "random", weights: str = "w1", seed: int = 0) -> System:
+    def encode(texts: Sequence[str], task: str | None) -> Vectors:
+        rows = [np.random.default_rng([seed, *text.encode()]).normal(size=16) for text in texts]
+        return unit(np.array(rows, np.float32))
+
+    return System(
+        name, weights, "none", 16, encode, lambda v, width, dtype: quantize(unit(v[:, :width]), dtype, {}), {}
+    )
+
+
+def test_a_finished_cell_is_read_and_not_measured_again(tmp_path: Path) -> None:
+    told: list[str] = []
+    cells = plan([random_system()], [SUITE], dimensions=[8, 16], dtypes=["float32", "binary"])
+    first = run_cells(cells, tmp_path, report=told.append)
+    assert len(first) == len(told) == 4
+    assert run_cells(cells, tmp_path, report=told.append) == first and len(told) == 4
+    assert [row["bytes_per_vector"] for row in first] == [32, 1, 64, 2]
+
+
+def test_a_result_of_other_weights_or_data_is_refused_and_kept(tmp_path: Path) -> None:
+    run_cells(plan([random_system()], [SUITE]), tmp_path)
+    (path,) = tmp_path.iterdir()
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"must be of the same weights \(w2\), got a result of w1"):
+        run_cells(plan([random_system(weights="w2")], [SUITE]), tmp_path)
+    other = replace(SUITE, data=Pairs(["a", "b"], ["c", "d"], [1.0, 2.0]))
+    with pytest.raises(InputError, match="must be of the same data"):
+        run_cells(plan([random_system()], [other]), tmp_path)
+    assert path.read_bytes() == before
+    path.write_text("{}")
+    with pytest.raises(InputError, match="must be a result of this command"):
+        run_cells(plan([random_system()], [SUITE]), tmp_path)
+
+
+def test_a_width_beyond_the_model_is_named() -> None:
+    with pytest.raises(InputError, match="dimensions of random must be between 1 and 16, got 17"):
+        plan([random_system()], [SUITE], dimensions=[17])
+
+
+def test_two_models_are_compared_on_the_same_observations(tmp_path: Path) -> None:
+    systems = [random_system(), random_system("other", "w2", seed=1)]
+    first, second = run_cells(plan(systems, [SUITE]), tmp_path)
+    (test,) = comparisons([first, second])
+    assert test["difference"] == pytest.approx(second["score"] - first["score"]) and test["low"] < test["high"]
+
+
+def test_the_report_is_one_page_that_asks_for_nothing(tmp_path: Path) -> None:
+    suites = [SUITE, replace(SUITE, group="de"), replace(SUITE, name="<odd>", group="")]
+    systems = [random_system(), random_system("other", "w2", seed=1)]
+    results = run_cells(plan(systems, suites, dimensions=[8, 16]), tmp_path)
+    page = html_report(results, list(comparisons(results)))
+    assert page.count("<svg") == 3 and "&lt;odd&gt;" in page and "<odd>" not in page
+    links = re.findall(r"""(?:href|src|url)\s*[=(]\s*["']?([^"')\s>]+)""", page)
+    assert links and all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+
+
+def test_our_vectors_are_converted_as_the_embedder_gives_them(model_folder: Path, embedder: Embedder) -> None:
+    system = open_system(str(model_folder), engine="onnx")
+    full = system.encode(WORDS, "separation")
+    for width, dtype in ((32, "float32"), (16, "binary")):
+        expected = embedder.encode(list(WORDS), task="separation", dimensions=width, dtype=dtype)
+        np.testing.assert_allclose(system.convert(full, width, dtype), expected, atol=1e-6)
+
+
+def test_a_peer_that_is_not_there_is_named() -> None:
+    with pytest.raises(InputError, match="st:FOLDER must be a folder of sentence-transformers, got none at nowhere"):
+        open_system("st:nowhere")
+
+
+def test_the_command_scores_a_file_and_writes_the_page(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text_a": a, "text_b": b, "label": int(a < b)} for a, b in zip(WORDS, WORDS[1:], strict=False)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["evaluate", "pairs.jsonl", "--model", str(model_folder), "--engine", "onnx", "--no-task"]
+    result = CliRunner().invoke(app, [*command, "--json", "--html", "page.html"])
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    with_task, without = answer["results"]
+    assert with_task["kind"] == "pair-classification" and with_task["prompts"] == {"classification": ""}
+    assert with_task["adapter"] and not without["adapter"] and without["prompts"] is None
+    assert Path("page.html").read_text().startswith("<!doctype html>")
+    assert "cosine_ap" in CliRunner().invoke(app, command).stdout
+    bad = CliRunner().invoke(app, ["evaluate", "sts=pairs.jsonl"])
+    assert bad.exit_code == 2 and "must have the column 'score' for sts" in bad.stderr
