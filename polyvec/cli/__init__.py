@@ -17,6 +17,7 @@ from polyvec.cli.index import index
 from polyvec.cli.match import match
 from polyvec.cli.models import export, info
 from polyvec.cli.search import search
+from polyvec.cli.serve import serve
 from polyvec.cli.train import train_app
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (embed, index, search, match, cluster, info, export):
+for verb in (embed, index, search, match, cluster, info, export, serve):
     app.command()(verb)
 app.add_typer(classify_app, name="classify")
 app.add_typer(train_app, name="train")
