@@ -31,7 +31,8 @@ def make_app(service: Service, *, keys: Sequence[str] = (), max_body_bytes: int 
         yield
         await service.stop()
 
-    app = FastAPI(title="polyvec", version=__version__, lifespan=lifespan)
+    # The usual pages of documentation load scripts from elsewhere; this server makes no one do that.
+    app = FastAPI(title="polyvec", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     for dialect in (openai_jina, cohere, tei, ollama):
         app.include_router(dialect.router(service))
 
@@ -70,8 +71,8 @@ def make_app(service: Service, *, keys: Sequence[str] = (), max_body_bytes: int 
         assert isinstance(error, HTTPException)
         sentences = {
             400: "the body must be JSON with numbers of ordinary size, got something else; check it",
-            404: "the path must be one of this server's, got another; see /docs",
-            405: "the method must fit the path, got another; see /docs",
+            404: "the path must be one of this server's, got another; see /openapi.json",
+            405: "the method must fit the path, got another; see /openapi.json",
         }
         return answer(request, Problem(error.status_code, sentences.get(error.status_code, "the request is not valid")))
 

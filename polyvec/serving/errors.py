@@ -49,7 +49,7 @@ def invalid(errors: Sequence[Any]) -> Problem:
     place = ".".join(str(part) for part in first["loc"][1:4] if not str(part).startswith(("list[", "function-")))
     rule = {"extra_forbidden": "no such field"}.get(first["type"])
     return Problem(
-        400, f"{place[:60] or 'the body'} must follow the API, got a fault: {rule or first['type']}; see /docs"
+        400, f"{place[:60] or 'the body'} must follow the API, got a fault: {rule or first['type']}; see /openapi.json"
     )
 
 
