@@ -46,11 +46,10 @@ def invalid(errors: Sequence[Any]) -> Problem:
     first = errors[0]
     if first["type"] == "json_invalid":
         return Problem(400, "the body must be JSON, got something else; check quotes and commas")
-    place = ".".join(str(part) for part in first["loc"][1:4] if not str(part).startswith(("list[", "function-")))
-    rule = {"extra_forbidden": "no such field"}.get(first["type"])
-    return Problem(
-        400, f"{place[:60] or 'the body'} must follow the API, got a fault: {rule or first['type']}; see /openapi.json"
-    )
+    if first["type"] == "extra_forbidden":  # its name is input too
+        return Problem(400, "the body must hold fields of the API alone, got no such field; see /openapi.json")
+    field = str(first["loc"][1]) if len(first["loc"]) > 1 else "the body"
+    return Problem(400, f"{field} must follow the API, got a fault ({first['msg'].lower()}); see /openapi.json")
 
 
 def envelope(path: str, request_id: str, problem: Problem) -> JSONResponse:
