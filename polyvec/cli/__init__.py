@@ -18,6 +18,7 @@ from polyvec.cli.index import index
 from polyvec.cli.match import match
 from polyvec.cli.models import export, info
 from polyvec.cli.search import search
+from polyvec.cli.serve import serve
 from polyvec.cli.train import train_app
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (embed, index, search, match, cluster, evaluate, info, export):
+for verb in (embed, index, search, match, cluster, serve, evaluate, info, export):
     app.command()(verb)
 app.add_typer(classify_app, name="classify")
 app.add_typer(train_app, name="train")

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -134,6 +134,11 @@ class Embedder:
     def max_tokens(self) -> int:
         """Longest text that is read in one pass, prompt, ``<s>`` and ``</s>`` included."""
         return self.config.max_tokens
+
+    @property
+    def int8_ranges(self) -> Mapping[int, float]:
+        """Width to the magnitude that int8 maps to 127; empty before ``calibrate``."""
+        return self._ranges
 
     def encode(
         self,

@@ -1,0 +1,1 @@
+"""One server over one ``Embedder``: requests of every dialect and task share batches."""

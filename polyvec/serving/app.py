@@ -1,0 +1,83 @@
+"""The ASGI application: dialects, health, metrics, the page, and errors in each dialect's form."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+
+from polyvec import __version__
+from polyvec.errors import PolyvecError
+from polyvec.serving.dialects import cohere, ollama, openai_jina, tei
+from polyvec.serving.errors import Problem, envelope, invalid, problem_of
+from polyvec.serving.guard import Guard
+from polyvec.serving.service import Service
+
+_PAGE = Path(__file__).parent / "page" / "index.html"
+
+
+def make_app(service: Service, *, keys: Sequence[str] = (), max_body_bytes: int = 8_000_000) -> FastAPI:
+    """Return the application that answers from ``service``. Without ``keys`` everyone is answered."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await service.stop()
+
+    # The usual pages of documentation load scripts from elsewhere; this server makes no one do that.
+    app = FastAPI(title="polyvec", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    for dialect in (openai_jina, cohere, tei, ollama):
+        app.include_router(dialect.router(service))
+
+    @app.get("/health", tags=["operation"])
+    async def health() -> dict[str, str]:
+        """A text went through the model just now."""
+        await service.check()
+        return {"status": "ok"}
+
+    @app.get("/ready", tags=["operation"])
+    async def ready() -> JSONResponse:
+        """New requests are taken."""
+        draining = service.scheduler.draining
+        return JSONResponse({"status": "draining" if draining else "ready"}, 503 if draining else 200)
+
+    @app.get("/metrics", tags=["operation"])
+    async def metrics() -> Response:
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(_PAGE)
+
+    def answer(request: Request, problem: Problem) -> JSONResponse:
+        return envelope(request.url.path, request.state.request_id, problem)
+
+    async def ours(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, PolyvecError)
+        return answer(request, problem_of(error))
+
+    async def validation(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return answer(request, invalid(error.errors()))
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        sentences = {
+            400: "the body must be JSON with numbers of ordinary size, got something else; check it",
+            404: "the path must be one of this server's, got another; see /openapi.json",
+            405: "the method must fit the path, got another; see /openapi.json",
+        }
+        return answer(request, Problem(error.status_code, sentences.get(error.status_code, "the request is not valid")))
+
+    app.add_exception_handler(PolyvecError, ours)
+    app.add_exception_handler(RequestValidationError, validation)
+    app.add_exception_handler(HTTPException, http)
+    app.add_middleware(Guard, keys=keys, max_body_bytes=max_body_bytes, metrics=service.metrics)
+    return app

@@ -1,0 +1,37 @@
+"""``/api/embed``: Ollama's API, of the base model without a task, for its clients know none."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter
+
+from polyvec.serving.dialects.schema import Body, Flag, Integer
+from polyvec.serving.service import Service
+
+
+class EmbedRequest(Body):
+    model: str
+    input: str | list[str]
+    truncate: Flag | None = None
+    dimensions: Integer | None = None
+    keep_alive: str | Integer | float | None = None  # the model always stays loaded
+    options: dict[str, Any] | None = None  # of text generation; clients send {}
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter(tags=["Ollama"])
+
+    @routes.post("/api/embed")
+    async def embed(body: EmbedRequest) -> dict[str, Any]:
+        started = time.monotonic_ns()
+        service.check_model(body.model, f"{service.embedder.model_name}:latest")
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        result = await service.embed(texts, task=None, dimensions=body.dimensions, truncate=body.truncate is not False)
+        return {
+            "model": body.model, "embeddings": result.vectors.tolist(), "prompt_eval_count": result.num_tokens,
+            "total_duration": time.monotonic_ns() - started, "load_duration": 0,
+        }  # fmt: skip
+
+    return routes

@@ -1,0 +1,18 @@
+"""What the request bodies of all dialects share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+#: A whole number; never true, 1.0 or "1".
+Integer = Annotated[int, Field(strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+TokenIds = Annotated[list[Integer], Field(max_length=100_000)]
+
+
+class Body(BaseModel):
+    """A field that is not in the schema is an error: a misspelt option must not be ignored."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())

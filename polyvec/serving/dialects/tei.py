@@ -1,0 +1,109 @@
+"""``/embed``, ``/embed_all``, ``/similarity``, ``/tokenize``, ``/info``: Text Embeddings Inference.
+
+``prompt_name`` is the task: in this model a prompt has its adapter.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from fastapi import APIRouter
+
+from polyvec import __version__
+from polyvec.errors import InputError
+from polyvec.serving.dialects.openai_jina import inputs_of
+from polyvec.serving.dialects.schema import Body, Flag, Integer, TokenIds
+from polyvec.serving.service import MAX_INPUTS, Service
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class EmbedRequest(Body):
+    inputs: str | list[str] | TokenIds | list[TokenIds]
+    normalize: Flag | None = None
+    truncate: Flag | None = None
+    truncation_direction: Literal["right", "Right"] | None = None
+    prompt_name: str | None = None
+    dimensions: Integer | None = None
+
+
+class EmbedAllRequest(Body):
+    inputs: str | list[str] | TokenIds | list[TokenIds]
+    truncate: Flag | None = None
+
+
+class Sentences(Body):
+    source_sentence: str
+    sentences: list[str]
+
+
+class SimilarityRequest(Body):
+    inputs: Sentences
+    parameters: dict[str, Any] | None = None
+
+
+class TokenizeRequest(Body):
+    inputs: str | list[str]
+    add_special_tokens: Flag = True
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter(tags=["Text Embeddings Inference"])
+    embedder = service.embedder
+
+    @routes.post("/", include_in_schema=False)  # where the huggingface_hub client sends feature_extraction
+    @routes.post("/embed")
+    async def embed(body: EmbedRequest) -> Any:
+        result = await service.embed(
+            inputs_of(body.inputs),
+            task=body.prompt_name,
+            dimensions=body.dimensions,
+            truncate=bool(body.truncate),
+            normalized=body.normalize is not False,
+        )
+        return result.vectors.tolist()
+
+    @routes.post("/embed_all")
+    async def embed_all(body: EmbedAllRequest) -> Any:
+        states = await service.token_states(inputs_of(body.inputs), truncate=bool(body.truncate))
+        return [state.tolist() for state in states]
+
+    @routes.post("/similarity")
+    async def similarity(body: SimilarityRequest) -> list[float]:
+        if body.parameters:
+            raise InputError("parameters must be empty, got some; this server has none for /similarity")
+        texts = [body.inputs.source_sentence, *body.inputs.sentences]
+        vectors = (await service.embed(texts, task="text-matching")).vectors
+        scores: list[float] = (vectors[1:] @ vectors[0]).tolist()
+        return scores
+
+    @routes.post("/tokenize")
+    async def tokenize(body: TokenizeRequest) -> Any:
+        given = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+        texts = [_LONE_SURROGATE.sub("\ufffd", text) for text in given]  # as the tokenizer reads them; JSON has none
+        rows = []
+        for text, encoding in zip(texts, await service.encodings(texts), strict=True):
+            last = len(encoding) - 1
+            tokens = [
+                {
+                    "id": int(token), "text": text[start:stop] if 0 < i < last else ("<s>" if i == 0 else "</s>"),
+                    "special": i in (0, last), "start": int(start) if 0 < i < last else None,
+                    "stop": int(stop) if 0 < i < last else None,
+                }
+                for i, (token, (start, stop)) in enumerate(zip(encoding.input_ids, encoding.offsets, strict=True))
+            ]  # fmt: skip
+            rows.append(tokens if body.add_special_tokens else tokens[1:-1])
+        return rows
+
+    @routes.get("/info")
+    async def info() -> dict[str, Any]:
+        return {
+            "model_id": embedder.model_name, "model_sha": embedder.weights_hash, "model_dtype": embedder.engine.name,
+            "model_type": {"embedding": {"pooling": "mean"}}, "max_input_length": embedder.max_tokens,
+            "max_batch_tokens": embedder.engine.batch_tokens, "max_client_batch_size": MAX_INPUTS,
+            "auto_truncate": False, "version": __version__, "tasks": list(embedder.tasks),
+            "dimensions": list(embedder.dimensions),
+        }  # fmt: skip
+
+    return routes

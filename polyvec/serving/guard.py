@@ -1,0 +1,155 @@
+"""What stands before every route: request ids, API keys, bodies of bounded size, depth and duration. Pure ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import re
+import time
+import traceback
+import uuid
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from polyvec.serving.errors import Problem, envelope
+from polyvec.serving.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+MAX_DEPTH = 32  # of nested JSON; no dialect needs more than 4
+_READ_SECONDS = 60.0  # for a whole body
+_OPEN_PATHS = frozenset({"/", "/health", "/ready"})
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Guard:
+    """Wraps ``app``. ``keys`` are the accepted API keys; none accepts everyone."""
+
+    def __init__(self, app: ASGIApp, *, keys: Sequence[str], max_body_bytes: int, metrics: Metrics) -> None:
+        self.app, self.max_body_bytes, self.metrics = app, max_body_bytes, metrics
+        self._hashes = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        asked = headers.get("x-request-id", "")
+        request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        started, status = time.monotonic(), 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            self._authorise(scope["path"], headers)
+            body = await self._read(headers, receive) if scope["method"] == "POST" else b""
+            await self._answer(scope, body, receive, send_with_id)
+        except Problem as problem:
+            await envelope(scope["path"], request_id, problem)(scope, receive, send_with_id)
+        except Exception as error:  # the place is for the log; the message may hold a text, so it is for no one
+            place = "".join(traceback.format_tb(error.__traceback__)[-1:])
+            _log.error("%s failed with %s at %s", request_id, type(error).__name__, place)
+            fault = Problem(500, "the server must answer every request, got a fault of its own; retry once")
+            await envelope(scope["path"], request_id, fault)(scope, receive, send_with_id)
+        finally:
+            route = scope.get("route")
+            path = getattr(route, "path", "other")
+            seconds = time.monotonic() - started
+            self.metrics.requests.labels(path=path, status=status).inc()
+            self.metrics.request_seconds.labels(path=path).observe(seconds)
+            _log.info("%s %s %s %d %.1f ms", request_id, scope["method"], path, status, seconds * 1000)
+
+    async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        """Run the application, and cancel it when the client goes away: nobody waits for what would be computed."""
+        whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def leave() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        async def answer() -> None:
+            await self.app(scope, replay, send)
+
+        gone = asyncio.create_task(leave())
+
+        async def replay() -> Message:
+            if whole:
+                return whole.pop()
+            await asyncio.wait([gone])
+            return {"type": "http.disconnect"}
+
+        answering = asyncio.create_task(answer())
+        try:
+            await asyncio.wait([answering, gone], return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                answering.cancel()
+                await asyncio.wait([answering])
+            if not answering.cancelled():
+                answering.result()
+        finally:
+            answering.cancel()
+            gone.cancel()
+
+    def _authorise(self, path: str, headers: Headers) -> None:
+        if not self._hashes or path in _OPEN_PATHS:
+            return
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        got = hashlib.sha256(key.strip().encode()).digest()
+        # Every key is compared, in constant time: the answer's time tells neither a prefix nor a position.
+        known = [hmac.compare_digest(got, one) for one in self._hashes]
+        if scheme.lower() != "bearer" or not any(known):
+            raise Problem(401, "authorization must be 'Bearer KEY' with a key of this server, got none or another")
+
+    async def _read(self, headers: Headers, receive: Receive) -> bytes:
+        if (
+            headers.get("content-length", "0").isdigit()
+            and int(headers.get("content-length", "0")) > self.max_body_bytes
+        ):
+            raise self._too_large()
+        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise Problem(415, "content-type must be application/json, got another or none; set the header")
+        try:
+            body = await asyncio.wait_for(self._collect(receive), _READ_SECONDS)
+        except asyncio.TimeoutError:
+            raise Problem(
+                408, f"the body must arrive within {_READ_SECONDS:g} s, got a part of it; send it again"
+            ) from None
+        if json_depth(body) > MAX_DEPTH:
+            raise Problem(400, f"the body must nest at most {MAX_DEPTH} levels of JSON, got more; send flat inputs")
+        return body
+
+    async def _collect(self, receive: Receive) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Problem(400, "the body must be whole, got a part of it; send it again")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self.max_body_bytes:
+                raise self._too_large()
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    def _too_large(self) -> Problem:
+        return Problem(413, f"the body must be at most {self.max_body_bytes} bytes, got more; send several requests")
+
+
+def json_depth(body: bytes) -> int:
+    """Return the deepest nesting of brackets outside strings, in one pass without recursion."""
+    outside = re.sub(rb'"(?:[^"\\]|\\.)*"', b"", body, flags=re.DOTALL)
+    depth = deepest = 0
+    for bracket in re.findall(rb"[\[\]{}]", outside):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest

@@ -1,0 +1,23 @@
+"""What the server counts, for Prometheus. No label holds anything of a text or a key."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SIZES = tuple(2**i for i in range(15))
+
+
+class Metrics:
+    """One registry of its own, so that two servers in one process do not mix."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter("polyvec_requests", "Answers", ["path", "status"], registry=registry)
+        self.request_seconds = Histogram("polyvec_request_seconds", "Whole requests", ["path"], registry=registry)
+        self.tokens = Counter("polyvec_tokens", "Tokens embedded", ["task"], registry=registry)
+        self.queue_tokens = Gauge("polyvec_queue_tokens", "Tokens waiting or running", registry=registry)
+        self.queue_seconds = Histogram("polyvec_queue_seconds", "Wait of a row", registry=registry)
+        self.engine_seconds = Histogram("polyvec_engine_seconds", "Pass of a batch", registry=registry)
+        self.batch_rows = Histogram("polyvec_batch_rows", "Rows of a batch", buckets=_SIZES, registry=registry)
+        self.batch_tokens = Histogram("polyvec_batch_tokens", "Tokens of a batch", buckets=_SIZES, registry=registry)
+        self.padding_tokens = Counter("polyvec_padding_tokens", "Tokens of padding computed", registry=registry)

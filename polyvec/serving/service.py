@@ -1,0 +1,172 @@
+"""What every dialect asks for: texts or token ids in, finished vectors out, through one scheduler.
+
+Shape letters: M kept width, C chunks in a text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyvec.errors import InputError
+from polyvec.inference.embedder import Embedder
+from polyvec.inference.quantize import check_output_type, quantize, unit
+from polyvec.serving.metrics import Metrics
+from polyvec.serving.scheduler import Row, Scheduler
+from polyvec.tasks import Task, resolve_task
+from polyvec.text.tokenizer import Encoding
+
+#: A text, or its token ids without ``<s>`` and ``</s>``.
+Input: TypeAlias = str | list[int]
+
+MAX_INPUTS = 2048  # of one request, as OpenAI has it
+MAX_SECONDS = 60.0  # within which a request is answered
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Rows (B, M) float32 of one request and the tokens that were read for them."""
+
+    vectors: NDArray[np.float32]
+    num_tokens: int
+
+
+class Service:
+    """One model behind a scheduler. ``start`` and ``stop`` belong to the event loop that serves."""
+
+    def __init__(self, embedder: Embedder, *, queue_tokens: int, max_seconds: float = MAX_SECONDS) -> None:
+        self.embedder = embedder
+        self.metrics = Metrics()
+        self.max_seconds = max_seconds
+        self.scheduler = Scheduler(
+            embedder.engine, max_tokens=embedder.max_tokens, queue_tokens=queue_tokens, metrics=self.metrics
+        )
+        # Apart from the engine's thread, so that one request is tokenised while another is computed.
+        self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
+
+    def start(self) -> None:
+        self.scheduler.start()
+
+    async def stop(self) -> None:
+        await self.scheduler.stop()
+        self._tokenizers.shutdown()
+
+    def check_model(self, name: str, *aliases: str) -> None:
+        """Raise ``InputError`` unless ``name`` is the model that is served."""
+        if name not in (self.embedder.model_name, *aliases):
+            raise InputError(
+                f"model must be {self.embedder.model_name!r}, which this server has, got another; see /v1/models"
+            )
+
+    async def embed(
+        self,
+        inputs: Sequence[Input],
+        *,
+        task: str | None,
+        dimensions: int | None = None,
+        truncate: bool = False,
+        normalized: bool = True,
+        late_chunking: bool = False,
+    ) -> Embedded:
+        """Return one row per input, in order.
+
+        With ``late_chunking`` the inputs, texts alone, are read as one text and each is one of its chunks. Raises
+        ``InputError`` and what ``Scheduler.submit`` raises.
+        """
+        width = self.check_width(dimensions)
+        resolved = resolve_task(task, self.embedder.config.prompts)
+        check_inputs(inputs)
+        rows = await self._tokenise(self._rows, inputs, resolved, truncate, late_chunking)
+        results = await self.scheduler.submit(rows, timeout=self.max_seconds)
+        raw = results[0] if late_chunking else np.stack(results)
+        num_tokens = sum(map(len, rows))
+        self.metrics.tokens.labels(task=resolved.name or "none").inc(num_tokens)
+        return Embedded(unit(raw[:, :width]) if normalized else raw[:, :width], num_tokens)
+
+    async def token_states(self, texts: Sequence[Input], *, truncate: bool) -> list[NDArray[np.float32]]:
+        """Return (n, D) states of each input's tokens, of the base model."""
+        check_inputs(texts)
+        task = resolve_task(None, self.embedder.config.prompts)
+        rows = await self._tokenise(self._rows, texts, task, truncate, False)
+        rows = [Row(row.encoding, row.adapter_id, every_token=True) for row in rows]
+        return await self.scheduler.submit(rows, timeout=self.max_seconds)
+
+    async def encodings(self, texts: Sequence[str]) -> list[Encoding]:
+        """Return the tokens of each text, without a prompt."""
+        check_inputs(texts)
+        encode = self.embedder.tokenizer.encode_batch
+        encodings: list[Encoding] = await self._tokenise(encode, list(texts), [""] * len(texts), None)
+        return encodings
+
+    def quantize(self, vectors: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+        """Return the rows as ``dtype``; raises ``InputError`` where this model or width has no such thing."""
+        check_output_type(dtype, vectors.shape[1], self.embedder.int8_ranges)
+        return quantize(vectors, dtype, self.embedder.int8_ranges)
+
+    def check_width(self, dimensions: int | None) -> int:
+        largest = self.embedder.config.hidden_size
+        if dimensions is not None and not 1 <= dimensions <= largest:
+            raise InputError(f"dimensions must be between 1 and {largest}, got another number; leave it out for all")
+        return dimensions or largest
+
+    async def check(self) -> None:
+        """Run one short text through the whole way; raises whatever is wrong."""
+        await self.embed(["health"], task=None)
+
+    async def _tokenise(self, function: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizers, function, *arguments)
+
+    def _rows(self, inputs: Sequence[Input], task: Task, truncate: bool, late_chunking: bool) -> list[Row]:
+        tokenizer, limit = self.embedder.tokenizer, self.embedder.max_tokens
+        if late_chunking:
+            return [self._joined(inputs, task, truncate)]
+        texts = [value for value in inputs if isinstance(value, str)]
+        encodings = iter(tokenizer.encode_batch(texts, [task.prompt] * len(texts), limit))
+        rows = []
+        for i, value in enumerate(inputs):
+            encoding = next(encodings) if isinstance(value, str) else self._of_ids(i, value, task)
+            if encoding.truncated and not truncate:
+                raise InputError(
+                    f"input[{i}] must be at most {limit} tokens with its prompt, got more; "
+                    "shorten it or set truncate to true"
+                )
+            rows.append(Row(encoding, task.adapter_id))
+        return rows
+
+    def _joined(self, inputs: Sequence[Input], task: Task, truncate: bool) -> Row:
+        texts = [value for value in inputs if isinstance(value, str)]
+        if len(texts) < len(inputs) or not all(text.strip() for text in texts):
+            raise InputError("input must be texts that are not empty for late_chunking, got others; leave them out")
+        edges = np.cumsum([0, *map(len, texts)]).tolist()
+        encoding = self.embedder.tokenizer.encode("".join(texts), prompt=task.prompt)
+        return Row(encoding, task.adapter_id, tuple(zip(edges[:-1], edges[1:], strict=True)))
+
+    def _of_ids(self, i: int, ids: list[int], task: Task) -> Encoding:
+        """Wrap ids in ``<s>``, the prompt's tokens and ``</s>``; they have no characters, so all offsets are 0."""
+        config, limit = self.embedder.config, self.embedder.max_tokens
+        special = {config.bos_token_id, config.eos_token_id, config.pad_token_id}
+        if not all(0 <= token < config.vocab_size and token not in special for token in ids):
+            raise InputError(
+                f"input[{i}] must hold token ids from 0 to {config.vocab_size - 1} without <s>, </s> and <pad>, "
+                "got another id; send the text"
+            )
+        head = self.embedder.tokenizer.encode("", prompt=task.prompt).input_ids
+        whole = np.concatenate((head[:-1], np.asarray(ids, np.int32), head[-1:]))
+        if len(whole) > limit:
+            raise InputError(f"input[{i}] must be at most {limit} tokens with its prompt, got {len(whole)}; shorten it")
+        return Encoding(whole.astype(np.int32), np.zeros((len(whole), 2), np.int32), len(head) - 1, 0)
+
+
+def check_inputs(inputs: Sequence[Input]) -> None:
+    """Raise ``InputError`` for no input, too many, or an empty one."""
+    if not 1 <= len(inputs) <= MAX_INPUTS:
+        raise InputError(f"input must hold between 1 and {MAX_INPUTS} texts, got {len(inputs)}; send several requests")
+    for i, value in enumerate(inputs):
+        if not value:
+            raise InputError(f"input[{i}] must not be empty, got nothing; leave it out")

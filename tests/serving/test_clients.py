@@ -1,0 +1,144 @@
+"""A real process on a free port, asked by each dialect's own client."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cohere
+import httpx
+import numpy as np
+import ollama
+import openai
+import pytest
+from huggingface_hub import InferenceClient, close_session
+
+from polyvec import Embedder
+
+TEXTS = ["The train is late.", "Wo ist der Bahnhof?", "a"]
+
+
+def start(*arguments: object) -> tuple[subprocess.Popen[str], str]:
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        "from polyvec.cli import app; app()",
+        "serve",
+        "--port",
+        "0",
+        "--engine",
+        "onnx",
+    ]
+    process = subprocess.Popen([*command, *map(str, arguments)], stderr=subprocess.PIPE, text=True, encoding="utf-8")
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if found := re.search(r"http://\S+", line):
+            return process, found[0]
+    process.communicate()
+    raise AssertionError("the server ended before it served: " + "".join(said))
+
+
+@pytest.fixture(scope="module")
+def server(model_folder: Path) -> Iterator[str]:
+    process, url = start("--model", model_folder)
+    yield url
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=30)
+    assert process.returncode in (0, -signal.SIGTERM), log
+    assert "Traceback" not in log and not any(text in log for text in TEXTS[:2])
+
+
+@pytest.fixture(scope="module")
+def name(model_folder: Path) -> str:
+    return str(model_folder)
+
+
+def test_openai(server: str, name: str, embedder: Embedder) -> None:
+    with openai.OpenAI(base_url=f"{server}/v1", api_key="none") as client:
+        assert client.models.list().data[0].id == name
+        answer = client.embeddings.create(model=name, input=TEXTS, dimensions=16)
+        np.testing.assert_allclose(
+            [row.embedding for row in answer.data], embedder.encode(TEXTS, dimensions=16), atol=1e-6
+        )
+        task = client.embeddings.create(
+            model=name, input="a", encoding_format="float", extra_body={"task": "separation"}
+        )
+        np.testing.assert_allclose(task.data[0].embedding, embedder.encode("a", task="separation"), atol=1e-6)
+        with pytest.raises(openai.BadRequestError, match="dimensions must be between 1 and 32"):
+            client.embeddings.create(model=name, input="a", dimensions=64)
+
+
+def test_cohere(server: str, name: str, embedder: Embedder) -> None:
+    with httpx.Client() as connection:
+        client = cohere.ClientV2(api_key="none", base_url=server, httpx_client=connection)
+        answer: Any = client.embed(
+            model=name,
+            texts=TEXTS,
+            input_type="search_query",
+            embedding_types=["float", "ubinary"],
+            output_dimension=16,
+        )
+        expected = embedder.encode(TEXTS, task="retrieval.query", dimensions=16)
+        np.testing.assert_allclose(answer.embeddings.float_, expected, atol=1e-6)
+        assert len(answer.embeddings.ubinary[0]) == 2
+        with pytest.raises(cohere.BadRequestError, match="model must be"):
+            client.embed(model="x", texts=TEXTS, input_type="search_query", embedding_types=["float"])
+
+
+def test_hugging_face(server: str, embedder: Embedder) -> None:
+    with InferenceClient(server) as client:
+        vector = client.feature_extraction(TEXTS[0], prompt_name="retrieval.passage", truncate=True)
+    close_session()  # the package's own, shared by its clients
+    np.testing.assert_allclose(vector[0], embedder.encode(TEXTS[0], task="retrieval.passage"), atol=1e-6)
+
+
+def test_tei_routes(server: str, embedder: Embedder) -> None:
+    vectors = embedder.encode(TEXTS, task="text-matching")
+    body = {"inputs": {"source_sentence": TEXTS[0], "sentences": TEXTS[1:]}}
+    assert httpx.post(f"{server}/similarity", json=body).json() == pytest.approx(vectors[1:] @ vectors[0], abs=1e-5)
+    tokens = httpx.post(f"{server}/tokenize", json={"inputs": TEXTS}).json()
+    assert [token["id"] for token in tokens[0]] == embedder.tokenizer.encode(TEXTS[0]).input_ids.tolist()
+    states = httpx.post(f"{server}/embed_all", json={"inputs": TEXTS}).json()
+    assert [len(rows) for rows in states] == [len(row) for row in tokens]
+    mean = np.mean(states[1], axis=0)
+    np.testing.assert_allclose(mean / np.linalg.norm(mean), embedder.encode(TEXTS[1]), atol=1e-6)
+
+
+def test_ollama(server: str, name: str, embedder: Embedder) -> None:
+    with ollama.Client(server) as client:
+        answer = client.embed(model=name, input=TEXTS)
+        np.testing.assert_allclose(answer.embeddings, embedder.encode(TEXTS), atol=1e-6)
+        with pytest.raises(ollama.ResponseError, match="model must be"):
+            client.embed(model="x", input="a")
+
+
+def test_sigterm_loses_nothing_in_flight(model_folder: Path, name: str, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    process, url = start("--model", model_folder, "--api-keys", keys)
+    body = {"model": name, "input": ["some words " * 20] * 10}
+    assert httpx.post(f"{url}/v1/embeddings", json=body).status_code == 401
+
+    def ask(client: httpx.Client) -> int:
+        return client.post("/v1/embeddings", json=body, headers={"authorization": "Bearer secret"}).status_code
+
+    with httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(ask, client) for _ in range(8)]
+        while "polyvec_queue_tokens 0.0" in (client.get("/metrics", headers={"authorization": "Bearer secret"}).text):
+            pass
+        os.kill(process.pid, signal.SIGTERM)
+        # What had not been read yet is told to go elsewhere; what was accepted is answered.
+        statuses = [answer.result() for answer in answers]
+    assert set(statuses) <= {200, 503} and 200 in statuses
+    process.communicate(timeout=30)

@@ -1,0 +1,88 @@
+"""What ``polyvec serve`` refuses before it serves, and what it does when clients leave."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from polyvec import Embedder
+from polyvec.serving.app import make_app
+from polyvec.serving.service import Service
+
+
+def refused(*arguments: object, before: str = "") -> str:
+    code = f"{before}\nfrom polyvec.cli import app; app()"
+    command = [sys.executable, "-W", "error", "-c", code, "serve", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+    return result.stderr
+
+
+def test_bad_settings_are_one_sentence(tmp_path: Path, model_folder: Path) -> None:
+    empty = tmp_path / "keys"
+    empty.write_text("\n")
+    model = ("--model", model_folder, "--engine", "onnx")
+    assert "api-keys must hold one key a line" in refused(*model, "--api-keys", empty)
+    assert "api-keys must be a readable file" in refused(*model, "--api-keys", tmp_path / "none")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "must be free to bind" in refused(*model, "--port", taken.getsockname()[1])
+    missing = refused(*model, before="import sys; sys.modules['uvicorn'] = None")
+    assert "pip install 'polyvec[serve]'" in missing
+
+
+def test_a_client_that_leaves_is_not_computed_for(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service(embedder, queue_tokens=1000)
+    cancelled: list[bool] = []
+
+    async def hang(*_: object, **__: object) -> None:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    monkeypatch.setattr(service, "embed", hang)
+    app = make_app(service)
+    messages = [
+        {"type": "http.request", "body": b'{"inputs": "a"}', "more_body": False},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> dict[str, object]:
+        await asyncio.sleep(0.01)
+        return messages.pop(0)
+
+    async def send(_: object) -> None:
+        raise AssertionError("nobody is there to be answered")
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/embed", "raw_path": b"/embed", "query_string": b"",
+        "headers": [(b"content-type", b"application/json")], "http_version": "1.1", "scheme": "http",
+    }  # fmt: skip
+    asyncio.run(app(scope, receive, send))  # type: ignore[arg-type]
+    assert cancelled == [True]
+
+
+def test_a_fault_of_ours_tells_nothing(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service(embedder, queue_tokens=1000)
+
+    async def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("secret text")
+
+    with TestClient(make_app(service)) as client:
+        monkeypatch.setattr(service, "embed", fail)
+        response = client.post("/embed", json={"inputs": "secret text"})
+        assert response.status_code == 500 and "secret" not in response.text
+        assert client.get("/health").status_code == 500
+
+
+def test_the_page_asks_no_one_else(embedder: Embedder) -> None:
+    with TestClient(make_app(Service(embedder, queue_tokens=1000))) as client:
+        page = client.get("/").text
+    assert "<main>" in page and "http" not in page.replace("http-equiv", "")
