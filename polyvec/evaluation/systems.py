@@ -68,7 +68,7 @@ def _sentence_transformer(folder: Path) -> System:
         return quantize(unit(vectors[:, :width]), dtype, {})
 
     width = int(model.encode(["a"]).shape[1])
-    return System(f"st:{folder.name}", _folder_hash(folder), "sentence-transformers", width, encode, convert, {})
+    return System(f"st:{folder}", _folder_hash(folder), "sentence-transformers", width, encode, convert, {})
 
 
 def _folder_hash(folder: Path) -> str:
