@@ -1,4 +1,4 @@
-"""``polyvec serve``: one server for four dialects."""
+"""``polyvec serve``: one server for five dialects."""
 
 from __future__ import annotations
 

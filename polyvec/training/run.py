@@ -31,7 +31,7 @@ class Run:
     data: tuple[str, ...]  # JSONL, CSV or Parquet files with the columns of the stage
     output: str  # folder of the model, the checkpoint and the log
     steps: int
-    model: str = "polyvec-mini"  # what it starts from: folder or hub name; "" with an architecture
+    model: str = "polyvec-mini"  # what it starts from: folder or hub name; not read with an architecture
     architecture: str = ""  # one of ARCHITECTURES: random weights of this shape
     tokenizer: str = ""  # tokenizer.json of a random model
     batch_size: int = 64  # texts, pairs or windows a step

@@ -150,7 +150,6 @@ def _base_parameters(encoder: Encoder) -> list[nn.Parameter]:
 
 def contrastive_step(run: Run, examples: list[Record], dims: Sequence[int]) -> Callable[[Encode, int], Tensor]:
     """Return the loss of a step as a function of an encoder of texts and the step's number."""
-    temperature = run.temperature
     if run.stage in ("classification", "separation"):
         per_class = 2 if run.stage == "classification" else 4
         labels = LabelSampler(
@@ -179,7 +178,7 @@ def contrastive_step(run: Run, examples: list[Record], dims: Sequence[int]) -> C
             negatives=list(negatives),
             dims=dims,
             tasks=tasks,
-            temperature=temperature,
+            temperature=run.temperature,
             hardness=run.hardness,
             orthogonality=run.orthogonality,
         )
@@ -193,7 +192,8 @@ def group_of(row: Record) -> tuple[str, str]:
 
 
 def distinct(rows: Sequence[Record]) -> list[Record]:
-    """Return ``rows`` without those whose query or passage came before, case and spaces aside: false negatives all."""
+    """Return ``rows`` without false negatives, whose query or passage came before, case and spaces aside, and without
+    pairs that teach to compare letters (``overlaps``)."""
     seen: set[tuple[str, str]] = set()
     kept = []
     for row in rows:
