@@ -97,6 +97,30 @@ def _parquet_records(path: Path, column: str) -> Iterator[Record]:
                 yield _checked(row, path, number, column)
 
 
+def column_names(path: Path) -> list[str]:
+    """Return the columns of a table's first row: of ``.parquet``, ``.jsonl``, and ``.csv`` or ``.tsv`` with a header.
+
+    Raises ``InputError`` for a file that cannot be read; an empty file has none.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return parquet_columns(path)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            line = file.readline()
+    except UnicodeDecodeError as error:
+        raise _not_text(path, error) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if suffix != ".jsonl":
+        return next(csv.reader([line], delimiter="\t" if suffix == ".tsv" else ","), [])
+    try:
+        row = json.loads(line or "{}")
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:1 must be one JSON value, got {error}") from error
+    return list(row) if isinstance(row, dict) else []
+
+
 def parquet_columns(path: Path) -> list[str]:
     """Return the names of a Parquet file's columns."""
     pa, pq = _pyarrow()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -12,6 +12,9 @@ from typer.core import TyperGroup
 from polyvec.cli.common import Model, plain_errors
 from polyvec.errors import InputError, MissingExtraError
 from polyvec.inference.embedder import Embedder
+
+if TYPE_CHECKING:
+    from polyvec.training.run import Run
 
 
 class RunOrVerb(TyperGroup):
@@ -21,6 +24,14 @@ class RunOrVerb(TyperGroup):
         known = args[0] in self.commands or args[0].startswith("-")
         return super().resolve_command(ctx, args if known else ["run", *args])
 
+
+#: Kind of adapter -> stage that trains it.
+_STAGES = {
+    "retrieval": "retrieval",
+    "matching": "text-matching",
+    "classification": "classification",
+    "separation": "separation",
+}
 
 train_app = typer.Typer(
     cls=RunOrVerb,
@@ -39,19 +50,24 @@ def run(
 ) -> None:
     """Train one stage as RUN says; the same command again goes on where it stopped. Under torchrun, on many devices."""
     try:
-        from polyvec.training.distributed import is_first
         from polyvec.training.run import read_run
+    except ImportError as error:
+        raise MissingExtraError.of("train", "train") from error
+    _train(read_run(name, dict(_change(text) for text in set_ or ())))
+
+
+def _train(wanted: Run) -> None:
+    try:
+        from polyvec.training.distributed import is_first
         from polyvec.training.stages import run_stage
     except ImportError as error:
         raise MissingExtraError.of("train", "train") from error
-    changes = dict(_change(text) for text in set_ or ())
-    wanted = read_run(name, changes)
 
     def report(row: dict[str, float]) -> None:
         speed = f"  {row['tokens_per_second']:,.0f} tokens/s"
         typer.echo(f"step {row['step']:.0f}/{wanted.steps}  loss {row['loss']:.4f}{speed}", err=True)
 
-    losses = run_stage(wanted, report=report)
+    losses = run_stage(wanted, report=report, notice=lambda sentence: typer.echo(sentence, err=True))
     if is_first():
         typer.echo(f"{wanted.stage}: loss {losses[0]:.3f} to {losses[-1]:.3f}, model in {wanted.output}", err=True)
 
@@ -66,12 +82,12 @@ def _change(text: str) -> tuple[str, str]:
 @train_app.command()
 @plain_errors
 def adapter(
-    data: Annotated[Path, typer.Option(help="JSONL, CSV or Parquet of examples.")],
+    data: Annotated[list[Path], typer.Option(help="JSONL, CSV or Parquet of examples; repeat it.")],
     kind: Annotated[
         str,
         typer.Option(
-            help="retrieval (query, passage), matching (text_a, text_b, score), classification or separation "
-            "(text, label)."
+            help="retrieval (query, passage), matching (text_a, text_b, score; or premise, hypothesis, label), "
+            "classification or separation (text, label)."
         ),
     ],
     name: Annotated[str, typer.Option(help="The new task; a retrieval pair is NAME.query and NAME.passage.")],
@@ -82,16 +98,25 @@ def adapter(
     learning_rate: Annotated[float, typer.Option(help="At its highest.")] = 1e-3,
     max_tokens: Annotated[int, typer.Option(help="Texts are cut here while training.")] = 256,
 ) -> None:
-    """Add a task of your own to MODEL: a new adapter, everything else bit for bit as it was."""
+    """Add a task of your own to MODEL: a new adapter, everything else bit for bit as it was.
+
+    The same command again goes on where it stopped.
+    """
     try:
-        from polyvec.training.own_adapter import train_adapter
+        from polyvec.training.own_adapter import new_tasks
+        from polyvec.training.run import Run
     except ImportError as error:
         raise MissingExtraError.of("train", "train") from error
-    names, losses = train_adapter(
-        model, data, output, kind=kind, name=name, steps=steps, batch_size=batch_size, learning_rate=learning_rate,
-        max_tokens=max_tokens,
+    if kind not in _STAGES:
+        raise InputError(f"kind must be one of {', '.join(_STAGES)}, got {kind!r}")
+    _train(
+        Run(
+            stage=_STAGES[kind], adapter=name, data=tuple(map(str, data)), output=str(output),
+            model=str(model or "polyvec-mini"), steps=steps, batch_size=batch_size, learning_rate=learning_rate,
+            max_tokens=max_tokens, warmup_steps=max(1, steps // 10),
+        )
     )  # fmt: skip
-    typer.echo(f"loss {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses)} steps", err=True)
+    names = list(new_tasks(name, _STAGES[kind]))
     typer.echo(f"{' and '.join(names)} in {output}; use it with --model {output} --task {names[0]}", err=True)
 
 

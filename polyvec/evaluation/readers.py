@@ -15,17 +15,16 @@ A column ``lang``, else ``source``, parts a table into one suite a value.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from polyvec.errors import InputError
 from polyvec.evaluation.suites import TASKS, Labelled, Pairs, Ranking, Suite, check_ranking
-from polyvec.files import Record, parquet_columns, read_records
+from polyvec.files import Record, column_names, read_records
 
 _COLUMNS = {
     "sts": ("text_a", "text_b", "score"),
@@ -77,26 +76,12 @@ def read_suites(path: Path, *, kind: str | None = None, limit: int = 0) -> list[
 
 def _first_column(path: Path) -> str:
     """Return the first known text column of a table's first row: what the reader is to check."""
-    if path.suffix.lower() == ".parquet":
-        names: Iterable[str] = parquet_columns(path)
-    else:
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                line = file.readline()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} must be a readable UTF-8 file, got: {error}") from error
-        if path.suffix.lower() == ".jsonl":
-            try:
-                names = json.loads(line or "{}")
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}:1 must be one JSON value, got {error}") from error
-        else:
-            names = next(csv.reader([line], delimiter="\t" if path.suffix.lower() == ".tsv" else ","), [])
+    names = column_names(path)
     known = [c for c in ("text_a", "query", "en", "text") if c in names]
     if not known:
         raise InputError(
             f"{path} must have columns of a suite, such as text_a and text_b, query and passage, or text and label, "
-            f"got {', '.join(map(str, names)) or 'none'}; rename them"
+            f"got {', '.join(names) or 'none'}; rename them"
         )
     return known[0]
 

@@ -111,12 +111,7 @@ class Embedder:
         self.folder = resolve_model_folder(model)
         self.model_name = str(model or "polyvec-mini")
         self.config = read_config(self.folder)
-        self.tokenizer = Tokenizer.from_file(
-            self.folder / "tokenizer.json",
-            vocab_size=self.config.vocab_size,
-            bos_token_id=self.config.bos_token_id,
-            eos_token_id=self.config.eos_token_id,
-        )
+        self.tokenizer = Tokenizer.from_file(self.folder / "tokenizer.json", **self.config.tokenizer_ids)
         self._ranges = self._read_ranges()
         self.engine = self._open_engine(engine, device, threads)
 

@@ -1,4 +1,4 @@
-"""The five adapters over a frozen base (arXiv 2409.10173, section 4.3): one loss for each kind of task.
+"""An encoder as training sees it: which parameters learn, and texts with a task to vectors.
 
 Shape letters: B texts, N packed tokens, D width.
 """
@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from polyvec.inference.batching import Batch, plan_batches
-from polyvec.losses import cosent, matryoshka, orthogonal_regularisation, pair_loss, separation_loss
 from polyvec.model.encoder import Attention, Encoder
 from polyvec.model.pooling import mean_pool
 from polyvec.tasks import resolve_task
 from polyvec.text.tokenizer import Tokenizer
-from polyvec.training.gradcache import Encode
 from polyvec.training.loop import fast_short_texts
 
 
@@ -82,75 +80,3 @@ class TextEncoder:
         parts, places = self.parts(texts, name)
         vectors = torch.cat([self.embed(part) for part in parts])
         return vectors[places.to(vectors.device)]
-
-
-def retrieval_step(
-    encode: Encode,
-    pairs: Sequence[tuple[str, str]],
-    *,
-    dims: Sequence[int],
-    negatives: Sequence[str] = (),
-    tasks: tuple[str | None, str | None] = ("retrieval.query", "retrieval.passage"),
-    temperature: float = 0.05,
-    hardness: float = 0.0,
-    orthogonality: float = 0.0,
-) -> Tensor:
-    """Each query finds its passage among the batch's and the hard ``negatives``, and each passage its query.
-
-    With the two retrieval tasks this trains both adapters at once, with ``(None, None)`` it is the pair stage of the
-    base (arXiv 2409.10173, section 4.2). ``orthogonality`` weighs the regularisation of both sides.
-    """
-    queries = encode([q for q, _ in pairs], tasks[0])
-    passages = encode([*(p for _, p in pairs), *negatives], tasks[1])
-    loss = matryoshka(pair_loss, queries, passages, dims=dims, temperature=temperature, hardness=hardness)
-    if orthogonality:
-        for side in (queries, passages):
-            loss = loss + orthogonality * matryoshka(orthogonal_regularisation, side, dims=dims)
-    return loss
-
-
-def text_matching_step(
-    encode: Encode,
-    graded: Sequence[tuple[str, str, float]],
-    translations: Sequence[tuple[str, str]] = (),
-    *,
-    dims: Sequence[int],
-    translation_weight: float = 0.5,
-    task: str = "text-matching",
-) -> Tensor:
-    """Order of graded similarity, plus translations found among other sentences so that languages stay together."""
-    texts = [t for a, b, _ in graded for t in (a, b)] + [t for pair in translations for t in pair]
-    vectors = encode(texts, task)
-    pairs, bitext = vectors[: 2 * len(graded)], vectors[2 * len(graded) :]
-    grades = torch.tensor([grade for _, _, grade in graded], device=vectors.device)
-    order = matryoshka(_graded_loss, pairs[0::2], pairs[1::2], dims=dims, grades=grades)
-    if not translations:
-        return order
-    meeting = matryoshka(pair_loss, bitext[0::2], bitext[1::2], dims=dims, temperature=0.05)
-    return order + translation_weight * meeting
-
-
-def _graded_loss(first: Tensor, second: Tensor, *, grades: Tensor) -> Tensor:
-    return cosent((first * second).sum(dim=-1), grades, temperature=0.05)
-
-
-def classification_step(
-    encode: Encode, texts: Sequence[str], *, dims: Sequence[int], task: str = "classification"
-) -> Tensor:
-    """``texts`` come two a class: each finds its classmate.
-
-    The paper marks tuples with an id so that a classmate never stands among the negatives; with one pair a class, no
-    mark is needed.
-    """
-    vectors = encode(texts, task)
-    return matryoshka(pair_loss, vectors[0::2], vectors[1::2], dims=dims, temperature=0.05)
-
-
-def separation_step(
-    encode: Encode, texts: Sequence[str], labels: Sequence[int], *, dims: Sequence[int], task: str = "separation"
-) -> Tensor:
-    """Texts that share a label lie closer than texts that do not, over every two texts of the batch."""
-    vectors = encode(texts, task)
-    return matryoshka(
-        separation_loss, vectors, dims=dims, labels=torch.tensor(labels, device=vectors.device), temperature=0.05
-    )
