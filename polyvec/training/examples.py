@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from polyvec.data.filters import overlaps
 from polyvec.errors import InputError
 from polyvec.files import Record, column_names, read_records
 
-#: Kind of dataset -> columns. ``lang`` and ``source`` group a batch; ``negatives`` are hard ones of a query.
+#: Kind of dataset -> columns. ``lang`` and ``source`` group a batch; ``negatives`` are hard ones of a query;
+#: ``embedding`` is a teacher's vector, as ``polyvec embed`` writes it.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "running text": ("text",),
     "pairs": ("query", "passage"),
@@ -19,10 +24,12 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "inference": ("premise", "hypothesis", "label"),
     "equals": ("text_a", "text_b"),
     "labelled": ("text", "label"),
+    "targets": ("text", "embedding"),
 }
 #: Stage -> kinds that it can learn from, each by a loss of its own (arXiv 2409.10173, section 4.3).
 KINDS: dict[str, tuple[str, ...]] = {
     "mlm": ("running text",),
+    "distillation": ("targets",),
     "pairs": ("pairs", "equals"),
     "retrieval": ("pairs", "equals"),
     "text-matching": ("graded", "inference", "equals"),
@@ -75,6 +82,8 @@ def read_examples(path: Path, columns: tuple[str, ...], purpose: str) -> list[Re
     for column in {"score", "label"} & set(columns):
         if len({row[column] for row in rows}) == 1:
             raise InputError(f"{path}: {column} must differ between examples, got {rows[0][column]!r} in all of them")
+    if "embedding" in columns and len(widths := {len(row["embedding"]) for row in rows}) > 1:
+        raise InputError(f"{path}: embedding must be of one teacher, got vectors of {sorted(widths)} numbers")
     return rows
 
 
@@ -98,14 +107,15 @@ def _checked(row: Record, columns: tuple[str, ...], where: str, purpose: str) ->
             raise InputError(
                 f"{where} must have the columns {', '.join(columns)} for {purpose}, got {', '.join(map(str, row))}"
             )
-        if column not in ("score", "label", "quality") and not isinstance(row[column], str):
+        if column not in ("score", "label", "quality", "embedding") and not isinstance(row[column], str):
             raise InputError(f"{where}: {column!r} must be a text, got {type(row[column]).__name__}")
     negatives = row.get("negatives")
     if negatives is not None and not (isinstance(negatives, list) and all(isinstance(n, str) for n in negatives)):
         raise InputError(f"{where}: 'negatives' must be a list of texts, got {negatives!r:.60}")
     if columns == COLUMNS["inference"] and row["label"] not in INFERENCE:
         raise InputError(f"{where}: 'label' must be one of {', '.join(INFERENCE)}, got {row['label']!r}")
-    return {**row, "score": _score(row["score"], where)} if "score" in columns else row
+    checks: dict[str, Callable[[Any, str], Any]] = {"score": _score, "embedding": _unit_vector}
+    return {**row, **{column: checks[column](row[column], where) for column in checks.keys() & set(columns)}}
 
 
 def _score(value: Any, where: str) -> float:
@@ -116,3 +126,14 @@ def _score(value: Any, where: str) -> float:
     if not math.isfinite(score):
         raise InputError(f"{where}: 'score' must be a finite number, got {value!r}")
     return score
+
+
+def _unit_vector(value: Any, where: str) -> NDArray[np.float32]:
+    try:
+        vector = np.asarray(value, np.float32)
+    except (TypeError, ValueError):
+        vector = np.zeros(0, np.float32)
+    norm = float(np.linalg.norm(vector))
+    if vector.ndim != 1 or not 0 < norm < math.inf:
+        raise InputError(f"{where}: 'embedding' must be a list of finite numbers, not all 0, got {value!r:.60}")
+    return vector / np.float32(norm)

@@ -1,7 +1,8 @@
 """What a step of each kind of dataset asks of the vectors: its batch, and the loss over it.
 
-The pair stage is of arXiv 2409.10173, section 4.2, the losses of the adapters are of section 4.3. Every batch is a
-function of the seed and the step alone, of one dataset, and brings its dataset's own loss.
+Distillation is of arXiv 2004.09813 and 2106.04420, the pair stage of arXiv 2409.10173, section 4.2, the losses of the
+adapters of its section 4.3. Every batch is a function of the seed and the step alone, of one dataset, and brings its
+dataset's own loss.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from polyvec.data.sampling import Classmates, GroupedSampler, LabelSampler
 from polyvec.errors import InputError
 from polyvec.files import Record
 from polyvec.losses import cosent, matryoshka, orthogonal_regularisation, pair_loss, separation_loss
+from polyvec.training.distill import distillation_loss
 from polyvec.training.examples import Dataset
 from polyvec.training.gradcache import Encode
 from polyvec.training.run import Run
@@ -26,12 +28,22 @@ Objective = Callable[[Encode, int], Tensor]
 _SEPARATED = 4  # texts a class in a batch of the separation adapter
 
 
-def objective(run: Run, datasets: Sequence[Dataset], tasks: Sequence[str | None], dims: Sequence[int]) -> Objective:
+def objective(
+    run: Run,
+    datasets: Sequence[Dataset],
+    tasks: Sequence[str | None],
+    dims: Sequence[int],
+    projection: Tensor | None = None,
+) -> Objective:
     """Return the loss of a step of ``run``: of a dataset drawn by ``run.shares``, else by size.
 
-    ``tasks`` are the adapters that learn, None the base: of queries and of passages, or the same twice.
+    ``tasks`` are the adapters that learn, None the base: of queries and of passages, or one for both. ``projection``
+    is the matrix of a distillation that has one.
     """
-    parts = [_part(run, dataset, tasks, dims) for dataset in datasets]
+    if run.stage == "distillation":
+        parts = [_distillation(run, dataset, dims, projection) for dataset in datasets]
+    else:
+        parts = [_part(run, dataset, tasks, dims) for dataset in datasets]
     shares = np.array(run.shares or [part.mass for part in parts])
 
     def loss(encode: Encode, step: int) -> Tensor:
@@ -102,6 +114,36 @@ def _labelled(run: Run, dataset: Dataset, task: str | None, dims: Sequence[int])
         return separation_step(encode, *drawn, task=task, dims=dims, temperature=run.temperature)
 
     return _Part(classification if run.stage == "classification" else separation, sampler.mass)
+
+
+def _distillation(run: Run, dataset: Dataset, dims: Sequence[int], projection: Tensor | None) -> _Part:
+    sampler = GroupedSampler(
+        ((group_of(row), (row["text"], i)) for i, row in enumerate(dataset.rows)),
+        smallest=1,
+        smoothing=run.smoothing,
+        seed=run.seed,
+    )
+    targets = torch.from_numpy(np.stack([row["embedding"] for row in dataset.rows]))
+    wanted = max(dims) if projection is None else projection.shape[1]
+    if targets.shape[1] != wanted:
+        remedy = "set projection = true" if projection is None else "give every file one teacher's vectors"
+        raise InputError(f"{dataset.path}: embedding must have {wanted} numbers, got {targets.shape[1]}; {remedy}")
+
+    def loss(encode: Encode, step: int) -> Tensor:
+        drawn = sampler.draw(step, run.batch_size)
+        own = [i for _, i in drawn]
+        others = np.random.default_rng((run.seed, step, 3)).integers(len(targets), size=run.others)
+        vectors = encode([text for text, _ in drawn], None)
+        return distillation_loss(
+            vectors,
+            targets[[*own, *np.setdiff1d(others, own).tolist()]].to(vectors.device),
+            dims=dims,
+            relation=run.relation,
+            temperature=run.temperature,
+            projection=projection,
+        )
+
+    return _Part(loss, sampler.mass)
 
 
 def group_of(row: Record) -> tuple[str, str]:

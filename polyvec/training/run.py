@@ -19,19 +19,22 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-STAGES = ("mlm", "pairs", "retrieval", "text-matching", "classification", "separation")
+STAGES = ("mlm", "distillation", "pairs", "retrieval", "text-matching", "classification", "separation")
 ARCHITECTURES = ("tiny", "mini", "jina-v3")
-_CONTRASTIVE = STAGES[1:]
+_WITH_TEMPERATURE = STAGES[1:]
 #: Fields that some stages have no use for.
 _READ_BY = {
     "mask_rate": ("mlm",),
-    "adapter": STAGES[2:],
-    "shares": _CONTRASTIVE,
-    "temperature": _CONTRASTIVE,
+    "adapter": STAGES[3:],
+    "shares": _WITH_TEMPERATURE,
+    "temperature": _WITH_TEMPERATURE,
     "negatives": ("pairs", "retrieval", "text-matching", "classification"),
     "hardness": ("pairs", "retrieval", "text-matching"),
     "guard": ("pairs", "retrieval", "text-matching"),
     "orthogonality": ("pairs", "retrieval", "text-matching"),
+    "relation": ("distillation",),
+    "others": ("distillation",),
+    "projection": ("distillation",),
 }
 
 
@@ -60,6 +63,9 @@ class Run:
     orthogonality: float = 0.0  # weight of the global orthogonal regularisation
     hardness: float = 0.0  # how much a negative's likeness adds to its weight
     guard: float = 0.0  # a negative nearer than the answer by more than this likely answers too; 0 keeps all
+    relation: float = 0.2  # weight of whom the teacher holds for near, beside the distance to its vectors
+    others: int = 0  # texts outside the batch whose vectors stand beside it in that
+    projection: bool = False  # a matrix, learnt and then left out, between the student's space and the teacher's
     average: float = 0.0  # of the weights over the steps; 0 keeps the last, 0.99 about the last hundred
     dropout: bool = False
     gradient_checkpointing: bool = False  # each layer runs again in the backward pass instead of being remembered
@@ -86,6 +92,8 @@ class Run:
             ),
             "negatives": (self.negatives >= 0, "0 or more"),
             "guard": (self.guard >= 0, "0 or more"),
+            "relation": (self.relation >= 0, "0 or more"),
+            "others": (self.others >= 0, "0 or more"),
             "orthogonality": (self.orthogonality >= 0, "0 or more"),
             "hardness": (self.hardness >= 0, "0 or more"),
             "average": (0 <= self.average < 1, "at least 0 and less than 1"),

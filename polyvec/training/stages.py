@@ -42,6 +42,7 @@ from polyvec.training.progress import draw_losses, write_tensorboard
 from polyvec.training.run import Run
 
 _SHAPES: dict[str, Callable[[], ModelConfig]] = {"tiny": tiny, "mini": mini, "jina-v3": ModelConfig}
+_OF_BASE = ("distillation", "pairs")  # stages with the loss of vectors that train the base
 Shares = Callable[[int], Iterator[Tensor]]
 Group = tuple[Sequence[nn.Parameter], float]
 
@@ -120,7 +121,7 @@ def _open(run: Run) -> tuple[Encoder, Tokenizer, Path]:
 
 def _learning(run: Run) -> tuple[str | None, ...]:
     """Return the names of the adapters that learn, of queries and of passages; None is the base."""
-    if run.stage == "pairs":
+    if run.stage in _OF_BASE:
         return (None,)
     return tuple(new_tasks(run.adapter, run.stage)) if run.adapter else ADAPTERS[run.stage]
 
@@ -141,24 +142,30 @@ def _prepare(
             lambda step: windows.shares(step, encoder, head),
             (lambda: windows.num_tokens),
         )
-    loss = objective(run, datasets, _learning(run), encoder.config.matryoshka_dims)
-    if run.stage == "pairs":
+    of_base = run.stage in _OF_BASE
+    if of_base:
         for name, parameter in encoder.named_parameters():
             parameter.requires_grad_(".lora_" not in name)
-        if run.sharded:
-            distributed.shard(encoder)
-        learning = _base_parameters(encoder)
     else:
         freeze_base(encoder)
-        if run.sharded:
-            distributed.shard(encoder)
-        learning = [p for p in encoder.parameters() if p.requires_grad]
+    if run.sharded:
+        distributed.shard(encoder)
+    learning = _base_parameters(encoder) if of_base else [p for p in encoder.parameters() if p.requires_grad]
+    device = encoder.embeddings.word_embeddings.weight.device
+    heads = [_projection(encoder.config.hidden_size, datasets[0], device)] if run.projection else []
+    loss = objective(run, datasets, _learning(run), encoder.config.matryoshka_dims, *heads)
     texts = TextEncoder(encoder, tokenizer, max_tokens=run.max_tokens, part_tokens=run.part_tokens, bf16=run.bf16)
 
     def shares(step: int) -> Iterator[Tensor]:
-        return cached_shares(lambda encode: loss(encode, step), texts.parts, texts.embed)
+        return cached_shares(lambda encode: loss(encode, step), texts.parts, texts.embed, heads)
 
-    return [(learning, 1.0)], shares, lambda: texts.num_tokens
+    return [(learning, 1.0), (heads, 1.0)], shares, lambda: texts.num_tokens
+
+
+def _projection(width: int, dataset: Dataset, device: torch.device) -> nn.Parameter:
+    """Return a random (D, T) matrix from the student's width to that of the teacher's vectors in ``dataset``."""
+    shape = (width, len(dataset.rows[0]["embedding"]))
+    return nn.Parameter(torch.randn(shape, device=device) * width**-0.5)
 
 
 def _base_parameters(encoder: Encoder) -> list[nn.Parameter]:

@@ -33,6 +33,9 @@ def rows_of(stage: str) -> list[dict[str, Any]]:
     texts = list(dict.fromkeys(texts))
     if stage == "mlm":
         return [{"text": t, "lang": "en"} for t in texts]
+    if stage == "distillation":
+        generator = np.random.default_rng(0)
+        return [{"text": t, "embedding": generator.standard_normal(32).round(3).tolist()} for t in texts]
     if stage in ("pairs", "retrieval"):
         before = [texts[-1], *texts]
         return [{"query": f"{t.split()[0]} {i}", "passage": t, "negatives": [before[i]]} for i, t in enumerate(texts)]
@@ -64,7 +67,7 @@ def test_the_loss_of_every_stage_falls_in_20_steps(stage: str, make: Callable[..
     assert np.mean(losses[-5:]) < np.mean(losses[:3])
     before, after = (load_file(folder / "model.safetensors") for folder in (model_folder, Path(run.output)))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed and all((".lora_" in name) == (stage not in ("mlm", "pairs")) for name in changed)
+    assert changed and all((".lora_" in name) == (stage not in ("mlm", "distillation", "pairs")) for name in changed)
     assert Embedder(run.output, engine="torch", device="cpu").encode("a text").shape == (32,)
     last = json.loads((Path(run.output) / "training.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 20 and last["tokens_per_second"] > 0
@@ -83,11 +86,13 @@ def test_a_run_records_itself_and_refuses_another(make: Callable[..., Run]) -> N
 
 
 @pytest.mark.parametrize(
-    ("stage", "sharded"), [("mlm", False), ("pairs", False), ("retrieval", False), ("pairs", True)]
+    ("stage", "sharded"),
+    [("mlm", False), ("distillation", False), ("pairs", False), ("retrieval", False), ("pairs", True)],
 )
 def test_two_processes_equal_one(stage: str, sharded: bool, make: Callable[..., Run], tmp_path: Path) -> None:
     # A step small enough that Adam's first steps, the sign of a gradient, do not part where gradients are nearly zero.
-    run = make(stage, steps=3, learning_rate=1e-5, batch_size=10, sharded=False)
+    projection = stage == "distillation"
+    run = make(stage, steps=3, learning_rate=1e-5, batch_size=10, sharded=False, projection=projection)
     one = run_stage(run)
     toml = tmp_path / "run.toml"
     values = {**run.__dict__, "output": str(tmp_path / "two"), "data": list(run.data), "sharded": sharded}
@@ -163,6 +168,29 @@ def test_each_dataset_brings_its_own_loss(make: Callable[..., Run], tmp_path: Pa
     assert len(run_stage(make("separation", data=data, steps=4, output=str(tmp_path / "separation")))) == 4
 
 
+def test_a_student_learns_from_a_teacher_of_another_width_through_a_matrix(
+    make: Callable[..., Run], tmp_path: Path
+) -> None:
+    data = tmp_path / "teacher.jsonl"
+    rng = np.random.default_rng(1)
+    rows = [{**row, "embedding": rng.standard_normal(48).tolist()} for row in rows_of("distillation")]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="embedding must have 32 numbers, got 48; set projection = true"):
+        run_stage(make("distillation", data=(str(data),)))
+    losses = run_stage(make("distillation", data=(str(data),), projection=True, others=4, learning_rate=1e-2))
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:3])
+    for broken, sentence in (
+        ({"embedding": [1.0, None]}, "example 3: 'embedding' must be a list of finite numbers"),
+        ({"embedding": [0.0] * 48}, "example 3: 'embedding' must be a list of finite numbers, not all 0"),
+        ({"embedding": [1.0] * 47}, "embedding must be of one teacher, got vectors of [47, 48] numbers"),
+    ):
+        lines = [row | broken if i == 2 else row for i, row in enumerate(rows)]
+        data.write_text("".join(json.dumps(row) + "\n" for row in lines))
+        with pytest.raises(InputError) as error:
+            run_stage(make("distillation", data=(str(data),), output=str(tmp_path / "other")))
+        assert sentence in str(error.value)
+
+
 def test_gradient_checkpointing_changes_no_weight(make: Callable[..., Run], tmp_path: Path) -> None:
     run = make("pairs", steps=3)
     run_stage(run)
@@ -185,7 +213,7 @@ def test_a_run_is_checked_before_it_starts(tmp_path: Path) -> None:
     assert make_run(good, source="run.toml").temperature == 0.05
     for change, sentence in (
         ({"learnig_rate": 1e-3}, "every field must be of a run, got 'learnig_rate'; did you mean 'learning_rate'?"),
-        ({"stage": "pretrain"}, "stage must be one of mlm, pairs"),
+        ({"stage": "pretrain"}, "stage must be one of mlm, distillation, pairs"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"steps": "many"}, "steps must be a whole number, got 'many'"),
         ({"data": "a.jsonl"}, "data must be a list of text, got 'a.jsonl'"),
