@@ -64,7 +64,7 @@ def _train(wanted: Run) -> None:
         raise MissingExtraError.of("train", "train") from error
 
     def report(row: dict[str, float]) -> None:
-        speed = f"  {row['tokens_per_second']:,.0f} tokens/s"
+        speed = f"  {row['tokens_per_second']:,.0f} tokens/s  MFU {row['mfu']:.0%}"
         typer.echo(f"step {row['step']:.0f}/{wanted.steps}  loss {row['loss']:.4f}{speed}", err=True)
 
     losses = run_stage(wanted, report=report, notice=lambda sentence: typer.echo(sentence, err=True))

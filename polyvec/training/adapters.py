@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from polyvec.model.pooling import mean_pool
 from polyvec.tasks import resolve_task
 from polyvec.text.tokenizer import Tokenizer
 from polyvec.training.loop import fast_short_texts
+from polyvec.training.utilisation import Work
 
 
 def freeze_base(encoder: Encoder) -> list[nn.Parameter]:
@@ -42,7 +44,8 @@ class TextEncoder:
     """Texts and a task to vectors, with the adapter and its prompt as at inference; None is the base model.
 
     Texts of like length run together in parts. Called, it gives one graph over all of them; ``parts`` and ``embed``
-    are the two halves, for batches whose graph would not fit (``gradcache``). ``num_tokens`` counts what it has seen.
+    are the two halves, for batches whose graph would not fit (``gradcache``). ``work`` counts what was embedded
+    with a graph.
     """
 
     def __init__(
@@ -50,7 +53,8 @@ class TextEncoder:
     ) -> None:
         self.encoder, self.tokenizer = encoder, tokenizer
         self.max_tokens, self.part_tokens, self.bf16 = max_tokens, part_tokens, bf16
-        self.num_tokens = 0
+        self.work = Work()
+        self._trains_base = encoder.embeddings.word_embeddings.weight.requires_grad
 
     def parts(self, texts: Sequence[str], name: str | None) -> tuple[list[Batch], Tensor]:
         """Return packed parts and the (B,) place of each text among their rows."""
@@ -68,7 +72,8 @@ class TextEncoder:
         input_ids, cu_seqlens, task_ids = (
             torch.from_numpy(array).to(device) for array in (part.input_ids, part.cu_seqlens, part.task_ids)
         )
-        self.num_tokens += len(input_ids)
+        if torch.is_grad_enabled():
+            self.work.add(self.encoder.config, np.diff(part.cu_seqlens).tolist(), trains_base=self._trains_base)
         with (
             fast_short_texts(bf16=self.bf16)
             if device.type == "cpu"

@@ -40,6 +40,7 @@ from polyvec.training.objectives import objective
 from polyvec.training.own_adapter import ADAPTERS, add_tasks, new_tasks
 from polyvec.training.progress import draw_losses, write_tensorboard
 from polyvec.training.run import Run
+from polyvec.training.utilisation import Work, head_flops, measured_peak
 
 _SHAPES: dict[str, Callable[[], ModelConfig]] = {"tiny": tiny, "mini": mini, "jina-v3": ModelConfig}
 _OF_BASE = ("distillation", "pairs")  # stages with the loss of vectors that train the base
@@ -76,7 +77,7 @@ def run_stage(
             switch_dropout_off(encoder)
         encoder.gradient_checkpointing = run.gradient_checkpointing
         encoder.train().to(device)
-        groups, shares, counter = _prepare(run, encoder, tokenizer, datasets)
+        groups, shares, work = _prepare(run, encoder, tokenizer, datasets)
         output.mkdir(parents=True, exist_ok=True)
         losses = train(
             groups,
@@ -86,7 +87,8 @@ def run_stage(
             log_every=min(20, run.steps),
             checkpoint=checkpoint,
             average=run.average,
-            num_tokens=counter,
+            work=work,
+            peak=measured_peak(device, bf16=run.bf16),
             report=report,
         )
         state = {name: distributed.whole(tensor).cpu() for name, tensor in encoder.state_dict().items()}
@@ -128,8 +130,8 @@ def _learning(run: Run) -> tuple[str | None, ...]:
 
 def _prepare(
     run: Run, encoder: Encoder, tokenizer: Tokenizer, datasets: Sequence[Dataset]
-) -> tuple[list[Group], Shares, Callable[[], int]]:
-    """Return what learns, the shares of a step's loss, and a counter of the tokens seen."""
+) -> tuple[list[Group], Shares, Work]:
+    """Return what learns, the shares of a step's loss, and the count of what they did."""
     if run.stage == "mlm":
         rows = [row for dataset in datasets for row in dataset.rows]
         windows = MaskedWindows(run, tokenizer, rows, mask_token_id=encoder.config.vocab_size - 1)
@@ -140,7 +142,7 @@ def _prepare(
         return (
             [(base, 1.0), (list(head.parameters()), 1.0)],
             lambda step: windows.shares(step, encoder, head),
-            (lambda: windows.num_tokens),
+            windows.work,
         )
     of_base = run.stage in _OF_BASE
     if of_base:
@@ -159,7 +161,7 @@ def _prepare(
     def shares(step: int) -> Iterator[Tensor]:
         return cached_shares(lambda encode: loss(encode, step), texts.parts, texts.embed, heads)
 
-    return [(learning, 1.0), (heads, 1.0)], shares, lambda: texts.num_tokens
+    return [(learning, 1.0), (heads, 1.0)], shares, texts.work
 
 
 def _projection(width: int, dataset: Dataset, device: torch.device) -> nn.Parameter:
@@ -176,7 +178,7 @@ class MaskedWindows:
     """Running text as windows of up to ``max_tokens``, one language a batch, words hidden anew at every step."""
 
     def __init__(self, run: Run, tokenizer: Tokenizer, examples: list[Record], *, mask_token_id: int) -> None:
-        self.run, self.mask_token_id, self.num_tokens = run, mask_token_id, 0
+        self.run, self.mask_token_id, self.work = run, mask_token_id, Work()
         self.sampler = GroupedSampler(
             ((row.get("lang", ""), window) for row in examples for window in _windows(row["text"], tokenizer, run)),
             smallest=1,
@@ -199,7 +201,8 @@ class MaskedWindows:
         for i in mine[:own]:
             ids, labels = (np.concatenate([rows[j][side] for j in plans[i]]).astype(np.int64) for side in (0, 1))
             cu_seqlens = torch.tensor([0, *(len(rows[j][0]) for j in plans[i])]).cumsum(0).int()
-            self.num_tokens += len(ids)
+            self.work.add(encoder.config, cu_seqlens.diff().tolist(), trains_base=True)
+            self.work.flops += 3 * head_flops(encoder.config, int((labels != IGNORED).sum()))
             with torch.autocast(device.type, torch.bfloat16, enabled=self.run.bf16):
                 total = masked_loss_sum(
                     encoder, head, torch.from_numpy(ids).to(device), cu_seqlens.to(device),
