@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -161,3 +162,38 @@ def cases(
         raise MissingExtraError.of("train", "train") from error
     count, negatives = cases_file(Embedder(model), data, output, kind=kind)
     typer.echo(f"{count} cases with {negatives} negatives in {output}", err=True)
+
+
+@train_app.command()
+@plain_errors
+def tokenizer(
+    data: Annotated[list[Path], typer.Option(help="JSONL, CSV or Parquet with text and lang; repeat it.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="tokenizer.json to write.")],
+    vocab_size: Annotated[int, typer.Option(help="Pieces, special ones and bytes included.")] = 40_000,
+    characters: Annotated[int, typer.Option(help="Text to learn from, all languages together.")] = 16_000_000,
+    smoothing: Annotated[float, typer.Option(help="A language counts by its size to this power.")] = 0.5,
+) -> None:
+    """Train a Unigram vocabulary, languages balanced, and print how many tokens each language's words take."""
+    from dataclasses import asdict
+
+    from polyvec.atomic import whole_file
+    from polyvec.files import read_records
+    from polyvec.training.vocabulary import balanced_sample, fertility, train_unigram
+
+    if vocab_size < 300 or characters < 1 or not 0 <= smoothing <= 1:
+        raise InputError(
+            "vocab_size must be at least 300, characters at least 1 and smoothing between 0 and 1, got "
+            f"{vocab_size}, {characters} and {smoothing}"
+        )
+    texts: dict[str, list[str]] = {}
+    for path in data:
+        for row in read_records(path):
+            if row["text"].strip():
+                texts.setdefault(str(row.get("lang") or "all"), []).append(row["text"])
+    if not texts:
+        raise InputError(f"{', '.join(map(str, data))} must hold texts, got none")
+    trained = train_unigram(balanced_sample(texts, budget_chars=characters, smoothing=smoothing), vocab_size=vocab_size)
+    with whole_file(output) as partial:
+        trained.save(str(partial))
+    for language in fertility(trained, {lang: own[:1000] for lang, own in texts.items()}):
+        typer.echo(json.dumps(asdict(language), ensure_ascii=False))

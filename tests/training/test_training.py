@@ -37,7 +37,7 @@ from polyvec.training.distill import StaticStudent, co_occurrence_table, distill
 from polyvec.training.loop import Schedule, train
 from polyvec.training.objectives import classification_step, graded_step, pair_step, separation_step
 from polyvec.training.teachers import combine, rotate_like
-from polyvec.training.vocabulary import balanced_sample, train_unigram
+from polyvec.training.vocabulary import balanced_sample, fertility, train_unigram
 from tests.conftest import packed
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -347,6 +347,16 @@ def test_a_small_language_keeps_a_share_of_the_vocabulary_sample() -> None:
     sample = "".join(balanced_sample(texts, budget_chars=20_000))
     assert 0.05 < sample.count("s") / len(sample) < 0.2
     assert abs(len(sample) - 20_000) < 1_000
+
+
+def test_the_report_counts_tokens_of_words() -> None:
+    tokenizer = train_unigram([row["text"] for row in corpus()] * 2, vocab_size=900)
+    whole, strange = fertility(tokenizer, {"en": ["the the the"], "xx": ["the \u16a0\u16a1"]})
+    assert (whole.lang, whole.words, whole.tokens_per_word, whole.characters_per_token) == ("en", 3, 1.0, 3.0)
+    assert whole.byte_tokens == 0.0
+    assert strange.byte_tokens == pytest.approx(6 / 7)  # two runes of three bytes each beside one whole word
+    with pytest.raises(InputError, match="texts of 'zz' must hold words"):
+        fertility(tokenizer, {"zz": ["..."]})
 
 
 def test_too_little_text_for_a_vocabulary_is_an_error() -> None:
