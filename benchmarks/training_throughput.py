@@ -159,8 +159,8 @@ def trainer_pairs(folder: Path, options: argparse.Namespace, *, cached: bool) ->
         SentenceTransformer,
         SentenceTransformerTrainer,
         SentenceTransformerTrainingArguments,
-        losses,
     )
+    from sentence_transformers.sentence_transformer import losses
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
