@@ -19,6 +19,8 @@ ERRORS = {
     "InputError", "WeightsError", "MissingExtraError", "Problem", "OverloadedError", "DeadlineError", "DrainingError",
 }  # fmt: skip
 
+_MUTE = {"join", "map", "str", "len", "sorted", "self", "type", "max", "min", "float"}  # names that say nothing
+
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """MkDocs calls this with every page."""
@@ -39,7 +41,7 @@ def error_reference() -> str:
 
 
 def error_sentences(path: Path) -> Iterator[str]:
-    """Yield the sentences of the errors that a module makes; what is filled in at run time is in capitals."""
+    """Yield the sentences of the errors that a module makes; what is filled in at run time is in angle brackets."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS:
             for argument in node.args:
@@ -50,7 +52,7 @@ def error_sentences(path: Path) -> Iterator[str]:
 
 
 def _text(node: ast.expr) -> str:
-    """Return the text of a string as it is written, each value in braces as the name of it in capitals."""
+    """Return the text of a string as it is written, with the name of each value that is filled in."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else ""
     if isinstance(node, ast.JoinedStr):
@@ -58,9 +60,9 @@ def _text(node: ast.expr) -> str:
     if isinstance(node, ast.BinOp):
         return _text(node.left) + _text(node.right)
     if isinstance(node, ast.FormattedValue):
-        names = [n.attr if isinstance(n, ast.Attribute) else n.id for n in ast.walk(node.value)
-                 if isinstance(n, (ast.Attribute, ast.Name))]  # fmt: skip
-        return names[0].strip("_").upper() if names else "..."
+        names = [getattr(n, "attr", getattr(n, "id", "")) for n in ast.walk(node.value)]
+        telling = [name.strip("_") for name in names if name and name not in _MUTE]
+        return f"<{telling[0] if telling else 'value'}>"
     return ""
 
 
@@ -82,8 +84,13 @@ def _command_section(name: str, command: Any) -> Iterator[str]:
 
 def _parameter_row(parameter: Any) -> str:
     is_argument = parameter.param_type_name == "argument"
-    name = (parameter.metavar or parameter.name.upper()) if is_argument else ", ".join([*parameter.opts, *parameter.secondary_opts])
+    name = (
+        (parameter.metavar or parameter.name.upper())
+        if is_argument
+        else ", ".join([*parameter.opts, *parameter.secondary_opts])
+    )
     default = parameter.default
     shown = "" if default is None or callable(default) or str(default).endswith("UNSET") else f"`{default}`"
-    explained = (parameter.help or "").replace("|", "\\|")
+    variable = f" Or `{parameter.envvar}` in the environment." if parameter.envvar else ""
+    explained = (parameter.help or "").replace("|", "\\|") + variable
     return f"| `{name}` | {explained} | {'required' if parameter.required else shown} |"

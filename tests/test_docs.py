@@ -16,6 +16,7 @@ import io
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -37,7 +38,7 @@ from polyvec.training.run import read_run
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 LANGUAGES = {"bash", "python", "toml", "json", "text"}
-REASONS = {"installs", "other weights", "an hour, or many GPUs", "from the clone"}
+REASONS = {"installs", "other weights", "minutes", "an hour, or many GPUs", "from the clone"}
 _BLOCK = re.compile(r"(?:^<!-- ([^\n]+) -->\n)?^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PIP = "pip() { :; }\n"  # what pip would install is here already
 
@@ -101,7 +102,7 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
     yield page
     if page.server is not None:
         page.server.terminate()
-        assert page.server.wait(30) == 0
+        assert page.server.wait(30) in (0, -signal.SIGTERM)  # having answered what was in flight
 
 
 @pytest.mark.filterwarnings("default")  # other packages' deprecations are not ours to raise
@@ -119,7 +120,7 @@ def test_the_code_of_a_page_runs(path: Path, page: Page) -> None:
             page.serve(block.code)
         elif kind == "a run":
             (page.folder / "run.toml").write_text(block.code)
-            assert read_run(page.folder / "run.toml").steps
+            assert read_run(str(page.folder / "run.toml"), {}).steps
         elif block.language == "bash":
             page.bash(block.code)
         elif block.language == "python":
@@ -193,8 +194,7 @@ def test_an_error_is_found_in_the_site(site: Path, mini: Embedder, tmp_path: Pat
     text = (site / "troubleshooting" / "index.html").read_text(encoding="utf-8")
     sentences = re.findall(r"<li>\s*<code>(.*?)</code>", text)
     assert len(sentences) > 150
-    known = [re.compile(".+".join(map(re.escape, re.split(r"\b[A-Z_0-9]{2,}\b|\.\.\.", html.unescape(s)))), re.DOTALL)
-             for s in sentences]  # fmt: skip
+    known = [".+".join(map(re.escape, re.split("<[^>]*>", html.unescape(sentence)))) for sentence in sentences]
     (tmp_path / "empty.txt").write_text("")
     for provoke in (
         lambda: mini.encode("x", task="retrieval"),
@@ -208,4 +208,4 @@ def test_an_error_is_found_in_the_site(site: Path, mini: Embedder, tmp_path: Pat
     ):
         with pytest.raises(InputError) as caught:
             provoke()
-        assert any(pattern.fullmatch(str(caught.value)) for pattern in known), caught.value
+        assert any(re.fullmatch(pattern, str(caught.value)) for pattern in known), caught.value
