@@ -231,7 +231,7 @@ def test_train_adapter_adds_a_task_that_embed_knows(tmp_path: Path, model_folder
         (["search", "train", "notes.txt", "--top", "0"], "top must be at least 1"),
         (["search", "train"], "search needs FILES or --database, one of the two, got neither"),
         (["search", "train", "notes.txt", "-d", "db"], "one of the two, got both"),
-        (["search", "train", "notes.txt", "--mode", "text"], "--mode and --where need a database"),
+        (["search", "train", "notes.txt", "--mode", "text"], "--mode, --weight and --where need a database"),
         (["search", "train", "-d", "db"], "database must be one that polyvec made, got none in db"),
         (["search", "train", "-d", "notes.txt"], "database must be one that polyvec made"),
         (["index", "notes.txt", "-d", "notes.jsonl"], "database must be a folder or a URL"),
