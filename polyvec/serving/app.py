@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -17,12 +17,13 @@ from polyvec.errors import PolyvecError
 from polyvec.serving.dialects import cohere, ollama, openai_jina, tei
 from polyvec.serving.errors import Problem, envelope, invalid, problem_of
 from polyvec.serving.guard import Guard
+from polyvec.serving.keys import Keys
 from polyvec.serving.service import Service
 
 _PAGE = Path(__file__).parent / "page" / "index.html"
 
 
-def make_app(service: Service, *, keys: Sequence[str] = (), max_body_bytes: int = 8_000_000) -> FastAPI:
+def make_app(service: Service, *, keys: Keys | None = None, max_body_bytes: int = 8_000_000) -> FastAPI:
     """Return the application that answers from ``service``. Without ``keys`` everyone is answered."""
 
     @contextlib.asynccontextmanager
@@ -44,9 +45,9 @@ def make_app(service: Service, *, keys: Sequence[str] = (), max_body_bytes: int 
 
     @app.get("/ready", tags=["operation"])
     async def ready() -> JSONResponse:
-        """New requests are taken."""
-        draining = service.scheduler.draining
-        return JSONResponse({"status": "draining" if draining else "ready"}, 503 if draining else 200)
+        """New requests are taken, and a worker is there to compute them."""
+        status = "ready" if service.ready else "draining" if service.scheduler.draining else "restarting"
+        return JSONResponse({"status": status}, 200 if service.ready else 503)
 
     @app.get("/metrics", tags=["operation"])
     async def metrics() -> Response:

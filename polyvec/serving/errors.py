@@ -11,6 +11,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from polyvec.errors import InputError, PolyvecError
+from polyvec.serving.keys import RateLimitError
 from polyvec.serving.scheduler import DeadlineError, DrainingError, OverloadedError
 
 _TEI_PATHS = ("/", "/embed", "/embed_all", "/similarity", "/tokenize", "/info")
@@ -32,7 +33,7 @@ class Problem(Exception):
 
 def problem_of(error: PolyvecError) -> Problem:
     """Return the status of an error of ours, with its own sentence."""
-    if isinstance(error, OverloadedError):
+    if isinstance(error, (OverloadedError, RateLimitError)):
         return Problem(429, str(error), retry_after=error.retry_after)
     if isinstance(error, DrainingError):
         return Problem(503, str(error), retry_after=1)

@@ -21,6 +21,7 @@ import pytest
 from huggingface_hub import InferenceClient, close_session
 
 from polyvec import Embedder
+from polyvec.serving.keys import add_key
 
 TEXTS = ["The train is late.", "Wo ist der Bahnhof?", "a"]
 
@@ -125,17 +126,19 @@ def test_ollama(server: str, name: str, embedder: Embedder) -> None:
 
 def test_sigterm_loses_nothing_in_flight(model_folder: Path, name: str, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("secret\n")
+    secret = add_key("me", keys, {})
     process, url = start("--model", model_folder, "--api-keys", keys)
     body = {"model": name, "input": ["some words " * 20] * 10}
     assert httpx.post(f"{url}/v1/embeddings", json=body).status_code == 401
 
     def ask(client: httpx.Client) -> int:
-        return client.post("/v1/embeddings", json=body, headers={"authorization": "Bearer secret"}).status_code
+        return client.post("/v1/embeddings", json=body, headers={"authorization": f"Bearer {secret}"}).status_code
 
     with httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(ask, client) for _ in range(8)]
-        while "polyvec_queue_tokens 0.0" in (client.get("/metrics", headers={"authorization": "Bearer secret"}).text):
+        while "polyvec_queue_tokens 0.0" in (
+            client.get("/metrics", headers={"authorization": f"Bearer {secret}"}).text
+        ):
             pass
         os.kill(process.pid, signal.SIGTERM)
         # What had not been read yet is told to go elsewhere; what was accepted is answered.
