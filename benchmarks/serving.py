@@ -44,12 +44,12 @@ WARM_SECONDS = 1.0
 
 
 def texts_of(mix: str, count: int = 256) -> list[str]:
-    """Return texts of eight words, of log-normal length with a median of 60 tokens, or of about 1000 tokens."""
+    """Return texts of eight words, of log-normal length with a median of 60 tokens, or of about 500 tokens."""
     if mix == "mixed":
         return make_texts(count)
     rng = np.random.default_rng(1)
     words = [word for row in corpus() for word in row["text"].split()]
-    return [" ".join(rng.choice(words, 8 if mix == "short" else 500)) for _ in range(count)]
+    return [" ".join(rng.choice(words, 8 if mix == "short" else 250)) for _ in range(count)]
 
 
 def write_roformer(folder: Path) -> None:
@@ -312,7 +312,7 @@ def main() -> None:
     parser.add_argument("--infinity", help="the infinity_emb command of another environment")
     parser.add_argument("--parts", nargs="+", default=["compare", "offline", "overload"])
     parser.add_argument("--mix", nargs="+", choices=MIXES, default=list(MIXES))
-    parser.add_argument("--clients", nargs="+", type=int, default=[1, 16, 64, 256])
+    parser.add_argument("--clients", nargs="+", type=int, default=[1, 16, 64])
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--queue", type=int, default=20_000, help="tokens that may wait in the part 'overload'")
