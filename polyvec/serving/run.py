@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from polyvec.serving.service import Service
 from polyvec.serving.worker import WorkerSettings, cpu_shares, open_workers
 
 _STOP_SECONDS = 25  # for what is in flight; with the rest it stays under the 30 s after which supervisors kill
+_NOTICE_SECONDS = 1.0  # between "not ready" and the closed door, for balancers to look away
 _KEEP_ALIVE_SECONDS = 75  # longer than balancers keep an idle connection, so that they close it and not we
 
 
@@ -52,8 +54,12 @@ class _Server(uvicorn.Server):
         self._service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        again = self._service.scheduler.draining
         self._service.scheduler.draining = True
-        super().handle_exit(sig, frame)
+        if again:
+            super().handle_exit(sig, frame)
+        else:
+            threading.Timer(_NOTICE_SECONDS, super().handle_exit, (sig, frame)).start()
 
 
 def run(settings: Settings) -> None:
