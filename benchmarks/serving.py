@@ -27,6 +27,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -187,25 +188,42 @@ class Server:
         connection.close()
         return np.stack(rows)
 
-    def stop(self) -> None:
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.process.terminate()
         self.process.wait()
 
 
-def start_servers(folder: Path, infinity: str | None) -> dict[str, Server]:
-    """Start each server on the weights that were written to ``folder``."""
-    python = [sys.executable, "-W", "ignore"]
+def start_polyvec(folder: Path, *arguments: object) -> Server:
     port = free_port()
-    serve = [*python, "-m", "polyvec", "serve", "--port", port]
-    servers = {"polyvec": Server(serve, port, "polyvec-mini", folder / "polyvec.log")}
+    command = [sys.executable, "-W", "ignore", "-m", "polyvec", "serve", "--port", port, *arguments]
+    return Server(command, port, "polyvec-mini", folder / f"polyvec-{port}.log")
+
+
+def start_servers(folder: Path, infinity: str | None, stack: ExitStack) -> dict[str, Server]:
+    """Start each server on the weights that were written to ``folder``; they end with ``stack``."""
+    servers = {"polyvec": stack.enter_context(start_polyvec(folder))}
     port = free_port()
-    peer = [*python, __file__, "--peer", folder / "hf", port]
-    servers["sentence-transformers + FastAPI"] = Server(peer, port, "mini", folder / "st.log")
+    peer = [sys.executable, "-W", "ignore", __file__, "--peer", folder / "hf", port]
+    plain = Server(peer, port, "mini", folder / "st.log")
+    servers["sentence-transformers + FastAPI"] = stack.enter_context(plain)
     if infinity:
         port = free_port()
         options = ["--model-id", folder / "roformer", "--served-model-name", "mini", "--engine", "torch"]
-        options += ["--device", "cpu", "--no-bettertransformer", "--url-prefix", "/v1", "--port", port]
-        servers["infinity"] = Server([infinity, "v2", *options], port, "mini", folder / "infinity.log")
+        options += [
+            "--device",
+            "cpu",
+            "--no-bettertransformer",
+            "--no-model-warmup",
+            "--url-prefix",
+            "/v1",
+            "--port",
+            port,
+        ]
+        other = Server([infinity, "v2", *options], port, "mini", folder / "infinity.log")
+        servers["infinity"] = stack.enter_context(other)
     return servers
 
 
@@ -245,10 +263,9 @@ def compare(servers: dict[str, Server], mixes: Sequence[str], clients: Sequence[
                 print(f"| {mix} | {number} | {name} | {ratio:.2f} | {' | '.join(cells)} | {failed} |", flush=True)
 
 
-def against_offline(server: Server, mixes: Sequence[str], options: Any) -> dict[str, float]:
-    """Print what the server gives of the engine's own throughput at 64 clients; return its tokens a second."""
+def against_offline(server: Server, mixes: Sequence[str], options: Any) -> None:
+    """Print what the server gives of the engine's own throughput at 64 clients."""
     embedder = Embedder()
-    capacities = {}
     print("\n| texts | tasks | of the offline engine's tokens/s, 64 clients | client's share of the cores |")
     print("|---|---|---|---|")
     for mix in mixes:
@@ -266,31 +283,16 @@ def against_offline(server: Server, mixes: Sequence[str], options: Any) -> dict[
                 time.sleep(1)
                 alone.append(offline(embedder, texts, tasks, sum(lengths), options.seconds))
             ratio = statistics.median(a / b for a, b in zip(served, alone, strict=True))
-            capacities[f"{mix}, {kind}"] = statistics.median(served)
             print(f"| {mix} | {kind} | {ratio:.0%} | {statistics.median(spent):.0%} |", flush=True)
-    return capacities
 
 
-def overload(folder: Path, options: Any) -> None:
-    """Print goodput and percentiles at 0.5, 0.8 and 1.2 of the capacity, on a server with a queue of 1.5 s."""
+def overload(server: Server, options: Any) -> None:
+    """Print goodput and percentiles at 0.5, 0.8 and 1.2 of the capacity."""
     embedder = Embedder()
+    port = server.port
     texts = texts_of("mixed")
     tasks = [[*embedder.tasks, None][i % 6] for i in range(len(texts))]
     lengths = [e.num_tokens for e in embedder.encode_stream(texts, task=tasks)]
-    port = free_port()
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "polyvec",
-        "serve",
-        "--port",
-        port,
-        "--queue-tokens",
-        options.queue,
-    ]
-    server = Server(command, port, "polyvec-mini", folder / "overload.log")
     requests = [server.request(*row) for row in zip(texts, lengths, tasks, strict=True)]
     capacity = asyncio.run(closed_loop(port, requests, 64, 2 * options.seconds)).tokens_per_second
     print("\n| offered, of capacity | answered, of capacity | p50 ms | p99 ms | refused | p50, p99 of a refusal ms |")
@@ -304,7 +306,6 @@ def overload(folder: Path, options: Any) -> None:
         other = total - refused - len(run.latencies.get(200, []))
         assert other == 0, f"{other} answers were neither 200 nor 429"
         print(f"| {load} | {rate} | {cells[0]} | {cells[1]} | {refused / total:.0%} | {cells[2]}, {cells[3]} |")
-    server.stop()
 
 
 def main() -> None:
@@ -333,24 +334,21 @@ def main() -> None:
         if "compare" in options.parts:
             write_peers(folder)
             write_roformer(folder / "roformer")
-            servers = start_servers(folder, options.infinity)
-            sample = texts_of("mixed", 32)
-            exact = Embedder(engine="onnx").encode(sample)
-            for name, server in servers.items():
-                cosine = float((asyncio.run(server.ask(sample)) * exact).sum(axis=1).min())
-                print(f"{name}: smallest cosine to polyvec's float32 {cosine:.5f}")
-            print()
-            compare(servers, options.mix, options.clients, options)
-            for server in servers.values():
-                server.stop()
+            with ExitStack() as stack:
+                servers = start_servers(folder, options.infinity, stack)
+                sample = texts_of("mixed", 32)
+                exact = Embedder(engine="onnx").encode(sample)
+                for name, server in servers.items():
+                    cosine = float((asyncio.run(server.ask(sample)) * exact).sum(axis=1).min())
+                    print(f"{name}: smallest cosine to polyvec's float32 {cosine:.5f}")
+                print()
+                compare(servers, options.mix, options.clients, options)
         if "offline" in options.parts:
-            port = free_port()
-            command = [sys.executable, "-W", "ignore", "-m", "polyvec", "serve", "--port", port]
-            server = Server(command, port, "polyvec-mini", folder / "offline.log")
-            against_offline(server, options.mix, options)
-            server.stop()
+            with start_polyvec(folder) as server:
+                against_offline(server, options.mix, options)
         if "overload" in options.parts:
-            overload(folder, options)
+            with start_polyvec(folder, "--queue-tokens", options.queue) as server:
+                overload(server, options)
 
 
 if __name__ == "__main__":
