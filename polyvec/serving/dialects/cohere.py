@@ -12,6 +12,7 @@ from polyvec.errors import InputError
 from polyvec.serving.answer import Json
 from polyvec.serving.dialects.openai_jina import base64_rows
 from polyvec.serving.dialects.schema import Body, Integer
+from polyvec.serving.errors import CohereError, responses
 from polyvec.serving.service import Service
 
 TASKS = {
@@ -53,9 +54,9 @@ class EmbedAnswer(BaseModel):
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter(tags=["Cohere"])
+    routes = APIRouter(tags=["Cohere"], responses=responses(CohereError))
 
-    @routes.post("/v2/embed", response_model=EmbedAnswer)
+    @routes.post("/v2/embed", response_model=EmbedAnswer, responses=responses(CohereError, body=True))
     async def embed(body: EmbedRequest) -> Json:
         service.check_model(body.model)
         kinds = ["float"] if body.embedding_types is None else body.embedding_types

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from polyvec.serving.answer import Json
 from polyvec.serving.dialects.schema import Body, Flag, Integer
+from polyvec.serving.errors import OllamaError, responses
 from polyvec.serving.service import Service
 
 
@@ -31,9 +32,9 @@ class EmbedAnswer(BaseModel):
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter(tags=["Ollama"])
+    routes = APIRouter(tags=["Ollama"], responses=responses(OllamaError))
 
-    @routes.post("/api/embed", response_model=EmbedAnswer)
+    @routes.post("/api/embed", response_model=EmbedAnswer, responses=responses(OllamaError, body=True))
     async def embed(body: EmbedRequest) -> Json:
         started = time.monotonic_ns()
         service.check_model(body.model, f"{service.embedder.model_name}:latest")

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from polyvec.errors import InputError
 from polyvec.serving.answer import Json
 from polyvec.serving.dialects.schema import Body, Flag, Integer, TokenIds
+from polyvec.serving.errors import OpenAIError, responses
 from polyvec.serving.service import Input, Service
 
 EmbeddingType = Literal["float", "base64", "binary", "ubinary", "int8"]
@@ -75,9 +76,9 @@ def inputs_of(given: Any) -> list[Input]:
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter(tags=["OpenAI and Jina"])
+    routes = APIRouter(tags=["OpenAI and Jina"], responses=responses(OpenAIError))
 
-    @routes.post("/v1/embeddings", response_model=EmbeddingsAnswer)
+    @routes.post("/v1/embeddings", response_model=EmbeddingsAnswer, responses=responses(OpenAIError, body=True))
     async def embeddings(body: EmbeddingsRequest) -> Json:
         service.check_model(body.model)
         if body.encoding_format is not None and body.embedding_type is not None:

@@ -16,6 +16,7 @@ from polyvec.errors import InputError
 from polyvec.serving.answer import Json
 from polyvec.serving.dialects.openai_jina import inputs_of
 from polyvec.serving.dialects.schema import Body, Flag, Integer, TokenIds
+from polyvec.serving.errors import TeiError, responses
 from polyvec.serving.service import MAX_INPUTS, Service
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -83,11 +84,11 @@ class InfoAnswer(BaseModel):
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter(tags=["Text Embeddings Inference"])
+    routes = APIRouter(tags=["Text Embeddings Inference"], responses=responses(TeiError))
     embedder = service.embedder
 
     @routes.post("/", include_in_schema=False)  # where the huggingface_hub client sends feature_extraction
-    @routes.post("/embed", response_model=list[list[float]])
+    @routes.post("/embed", response_model=list[list[float]], responses=responses(TeiError, body=True))
     async def embed(body: EmbedRequest) -> Json:
         result = await service.embed(
             inputs_of(body.inputs),
@@ -98,12 +99,12 @@ def router(service: Service) -> APIRouter:
         )
         return Json(result.vectors)
 
-    @routes.post("/embed_all", response_model=list[list[list[float]]])
+    @routes.post("/embed_all", response_model=list[list[list[float]]], responses=responses(TeiError, body=True))
     async def embed_all(body: EmbedAllRequest) -> Json:
         states = await service.token_states(inputs_of(body.inputs), truncate=bool(body.truncate))
         return Json(states)
 
-    @routes.post("/similarity", response_model=list[float])
+    @routes.post("/similarity", response_model=list[float], responses=responses(TeiError, body=True))
     async def similarity(body: SimilarityRequest) -> Json:
         if body.parameters:
             raise InputError("parameters must be empty, got some; this server has none for /similarity")
@@ -111,7 +112,7 @@ def router(service: Service) -> APIRouter:
         vectors = (await service.embed(texts, task="text-matching")).vectors
         return Json(vectors[1:] @ vectors[0])
 
-    @routes.post("/tokenize", response_model=list[list[Token]])
+    @routes.post("/tokenize", response_model=list[list[Token]], responses=responses(TeiError, body=True))
     async def tokenize(body: TokenizeRequest) -> Json:
         given = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         texts = [_LONE_SURROGATE.sub("\ufffd", text) for text in given]  # as the tokenizer reads them; JSON has none
