@@ -95,7 +95,7 @@ class Embedder:
 
     ``model`` is None for polyvec-mini, which is inside the package, a folder, or a hub name. ``engine`` is ``onnx``,
     ``onnx-int8``, ``torch``, or ``auto``: ONNX where the folder holds a graph and no other ``device`` is asked for,
-    and of its two graphs the one that a short run finds faster on this machine.
+    and of its two graphs the one that a short run finds faster on this machine; or an open ``Engine`` of this model.
     ``threads`` bounds the CPU threads of ONNX Runtime.
     Raises ``WeightsError`` for a model that does not load whole.
     """
@@ -104,7 +104,7 @@ class Embedder:
         self,
         model: str | Path | None = None,
         *,
-        engine: str = "auto",
+        engine: str | Engine = "auto",
         device: str | None = None,
         threads: int | None = None,
     ) -> None:
@@ -113,7 +113,7 @@ class Embedder:
         self.config = read_config(self.folder)
         self.tokenizer = Tokenizer.from_file(self.folder / "tokenizer.json", **self.config.tokenizer_ids)
         self._ranges = self._read_ranges()
-        self.engine = self._open_engine(engine, device, threads)
+        self.engine = self._open_engine(engine, device, threads) if isinstance(engine, str) else engine
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from polyvec import __version__
 from polyvec.errors import PolyvecError
 from polyvec.serving.dialects import cohere, ollama, openai_jina, tei
-from polyvec.serving.errors import Problem, envelope, invalid, problem_of
-from polyvec.serving.guard import Guard
+from polyvec.serving.errors import OpenAIError, Problem, envelope, invalid, problem_of, responses
+from polyvec.serving.guard import PRIORITY_HEADER, TIMEOUT_HEADER, Guard
+from polyvec.serving.keys import Keys
 from polyvec.serving.service import Service
 
 _PAGE = Path(__file__).parent / "page" / "index.html"
 
 
-def make_app(service: Service, *, keys: Sequence[str] = (), max_body_bytes: int = 8_000_000) -> FastAPI:
+class Health(BaseModel):
+    status: Literal["ok"]
+
+
+class Readiness(BaseModel):
+    status: Literal["ready", "draining", "restarting"]
+
+
+def make_app(service: Service, *, keys: Keys | None = None, max_body_bytes: int = 8_000_000) -> FastAPI:
     """Return the application that answers from ``service``. Without ``keys`` everyone is answered."""
 
     @contextlib.asynccontextmanager
@@ -36,19 +47,19 @@ def make_app(service: Service, *, keys: Sequence[str] = (), max_body_bytes: int 
     for dialect in (openai_jina, cohere, tei, ollama):
         app.include_router(dialect.router(service))
 
-    @app.get("/health", tags=["operation"])
-    async def health() -> dict[str, str]:
+    @app.get("/health", tags=["operation"], responses=responses(OpenAIError, body=True))
+    async def health() -> Health:
         """A text went through the model just now."""
         await service.check()
-        return {"status": "ok"}
+        return Health(status="ok")
 
-    @app.get("/ready", tags=["operation"])
+    @app.get("/ready", tags=["operation"], response_model=Readiness, responses={503: {"model": Readiness}})
     async def ready() -> JSONResponse:
-        """New requests are taken."""
-        draining = service.scheduler.draining
-        return JSONResponse({"status": "draining" if draining else "ready"}, 503 if draining else 200)
+        """New requests are taken, and a worker is there to compute them."""
+        status = "ready" if service.ready else "draining" if service.scheduler.draining else "restarting"
+        return JSONResponse({"status": status}, 200 if service.ready else 503)
 
-    @app.get("/metrics", tags=["operation"])
+    @app.get("/metrics", tags=["operation"], response_class=PlainTextResponse, responses=responses(OpenAIError))
     async def metrics() -> Response:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -74,10 +85,38 @@ def make_app(service: Service, *, keys: Sequence[str] = (), max_body_bytes: int 
             404: "the path must be one of this server's, got another; see /openapi.json",
             405: "the method must fit the path, got another; see /openapi.json",
         }
-        return answer(request, Problem(error.status_code, sentences.get(error.status_code, "the request is not valid")))
+        sentence = sentences.get(error.status_code, "the request is not valid")
+        return answer(request, Problem(error.status_code, sentence, headers=error.headers))
 
     app.add_exception_handler(PolyvecError, ours)
     app.add_exception_handler(RequestValidationError, validation)
     app.add_exception_handler(HTTPException, http)
+    _complete(app.openapi(), with_keys=keys is not None)
     app.add_middleware(Guard, keys=keys, max_body_bytes=max_body_bytes, metrics=service.metrics)
     return app
+
+
+def _complete(schema: dict[str, Any], *, with_keys: bool) -> None:
+    """Add what the guard reads to the documentation, and take out FastAPI's own answer to bad bodies, never given."""
+    headers = [
+        {
+            "name": PRIORITY_HEADER, "in": "header", "schema": {"enum": ["interactive", "bulk"]},
+            "description": "bulk gets what interactive work leaves and a little beside it",
+        },
+        {
+            "name": TIMEOUT_HEADER, "in": "header", "schema": {"type": "number", "exclusiveMinimum": 0},
+            "description": "seconds within which the answer is needed; later it is 504",
+        },
+    ]  # fmt: skip
+    for path in schema["paths"].values():
+        for operation in path.values():
+            answers = operation["responses"]
+            if "HTTPValidationError" in str(answers.get("422")):
+                del answers["422"]
+            if "post" in path:
+                operation["parameters"] = headers
+    for name in ("HTTPValidationError", "ValidationError"):
+        schema["components"]["schemas"].pop(name, None)
+    if with_keys:
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"key": []}]

@@ -5,12 +5,14 @@ No answer repeats input or tells of the inside: sentences name fields, rules and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from polyvec.errors import InputError, PolyvecError
+from polyvec.serving.keys import RateLimitError
 from polyvec.serving.scheduler import DeadlineError, DrainingError, OverloadedError
 
 _TEI_PATHS = ("/", "/embed", "/embed_all", "/similarity", "/tokenize", "/info")
@@ -22,17 +24,76 @@ _CODES = {
 }  # fmt: skip
 
 
+#: Status to what it means, of every route and of those that take a body besides.
+_ANYWHERE = {
+    400: "The request does not follow the rules that the sentence names",
+    401: "No API key of this server",
+    429: "A limit of the key is used up, or the queue is full; see Retry-After",
+    500: "A fault of the server or of the model on this input",
+}
+_OF_BODIES = {
+    408: "The body did not arrive in time",
+    413: "The body is too large",
+    415: "The content type is not JSON",
+    503: "The server is stopping; see Retry-After",
+    504: "Not computed in time",
+}
+
+
+class TeiError(BaseModel):
+    error: str
+    error_type: str
+
+
+class CohereError(BaseModel):
+    message: str
+    id: str
+
+
+class OllamaError(BaseModel):
+    error: str
+
+
+class OpenAIErrorFacts(BaseModel):
+    message: str
+    type: str
+    param: None
+    code: str
+
+
+class OpenAIError(BaseModel):
+    """OpenAI's ``error`` and Jina's ``detail``, for clients of the same path."""
+
+    error: OpenAIErrorFacts
+    detail: str
+    code: str
+    request_id: str
+
+
+def responses(model: type[BaseModel], *, body: bool = False) -> dict[int | str, dict[str, Any]]:
+    """Return what a route's documentation says of errors in the form of ``model``."""
+    meanings = _ANYWHERE | (_OF_BODIES if body else {})
+    if model is TeiError:
+        meanings[422] = meanings.pop(400)
+    return {status: {"model": model, "description": meaning} for status, meaning in sorted(meanings.items())}
+
+
 class Problem(Exception):
     """An answer that is not a result."""
 
-    def __init__(self, status: int, message: str, *, retry_after: int | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, *, retry_after: int | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(message)
-        self.status, self.message, self.retry_after = status, message, retry_after
+        self.status, self.message = status, message
+        self.headers = dict(headers or {})
+        if retry_after is not None:
+            self.headers["retry-after"] = str(max(1, retry_after))
 
 
 def problem_of(error: PolyvecError) -> Problem:
     """Return the status of an error of ours, with its own sentence."""
-    if isinstance(error, OverloadedError):
+    if isinstance(error, (OverloadedError, RateLimitError)):
         return Problem(429, str(error), retry_after=error.retry_after)
     if isinstance(error, DrainingError):
         return Problem(503, str(error), retry_after=1)
@@ -63,12 +124,11 @@ def envelope(path: str, request_id: str, problem: Problem) -> JSONResponse:
         body = {"message": message, "id": request_id}
     elif path.startswith("/api/"):
         body = {"error": message}
-    else:  # OpenAI's "error" and Jina's "detail" are read by clients of the same path
+    else:
         code = _CODES.get(status, "error")
         kind = "invalid_request_error" if status < 500 else "server_error"
         body = {
             "error": {"message": message, "type": kind, "param": None, "code": code},
             "detail": message, "code": code, "request_id": request_id,
         }  # fmt: skip
-    headers = {} if problem.retry_after is None else {"retry-after": str(max(1, problem.retry_after))}
-    return JSONResponse(body, status, headers)
+    return JSONResponse(body, status, problem.headers)

@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import re
 import time
 import traceback
 import uuid
-from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from polyvec.serving.errors import Problem, envelope
+from polyvec.errors import PolyvecError
+from polyvec.serving.caller import CALLER, Caller
+from polyvec.serving.errors import Problem, envelope, problem_of
+from polyvec.serving.keys import ApiKey, Keys
 from polyvec.serving.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 MAX_DEPTH = 32  # of nested JSON; no dialect needs more than 4
 _READ_SECONDS = 60.0  # for a whole body
 _OPEN_PATHS = frozenset({"/", "/health", "/ready"})
+#: ``bulk`` work gets what interactive work leaves, and a little beside it.
+PRIORITY_HEADER = "x-polyvec-priority"
+#: Seconds within which the caller needs the answer; never more than the server's own limit.
+TIMEOUT_HEADER = "x-polyvec-timeout"
+_SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Guard:
-    """Wraps ``app``. ``keys`` are the accepted API keys; none accepts everyone."""
+    """Wraps ``app``. Without ``keys`` everyone is answered."""
 
-    def __init__(self, app: ASGIApp, *, keys: Sequence[str], max_body_bytes: int, metrics: Metrics) -> None:
-        self.app, self.max_body_bytes, self.metrics = app, max_body_bytes, metrics
-        self._hashes = [hashlib.sha256(key.encode()).digest() for key in keys]
+    def __init__(self, app: ASGIApp, *, keys: Keys | None, max_body_bytes: int, metrics: Metrics) -> None:
+        self.app, self.keys, self.max_body_bytes, self.metrics = app, keys, max_body_bytes, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -50,11 +54,14 @@ class Guard:
             await send(message)
 
         try:
-            self._authorise(scope["path"], headers)
+            key = self._authorise(scope["path"], headers)
+            CALLER.set(Caller(key, _is_bulk(headers), _timeout(headers)))
             body = await self._read(headers, receive) if scope["method"] == "POST" else b""
             await self._answer(scope, body, receive, send_with_id)
         except Problem as problem:
             await envelope(scope["path"], request_id, problem)(scope, receive, send_with_id)
+        except PolyvecError as error:
+            await envelope(scope["path"], request_id, problem_of(error))(scope, receive, send_with_id)
         except Exception as error:  # the place is for the log; the message may hold a text, so it is for no one
             place = "".join(traceback.format_tb(error.__traceback__)[-1:])
             _log.error("%s failed with %s at %s", request_id, type(error).__name__, place)
@@ -99,15 +106,15 @@ class Guard:
             answering.cancel()
             gone.cancel()
 
-    def _authorise(self, path: str, headers: Headers) -> None:
-        if not self._hashes or path in _OPEN_PATHS:
-            return
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        got = hashlib.sha256(key.strip().encode()).digest()
-        # Every key is compared, in constant time: the answer's time tells neither a prefix nor a position.
-        known = [hmac.compare_digest(got, one) for one in self._hashes]
-        if scheme.lower() != "bearer" or not any(known):
+    def _authorise(self, path: str, headers: Headers) -> ApiKey | None:
+        if self.keys is None or path in _OPEN_PATHS:
+            return None
+        scheme, _, secret = headers.get("authorization", "").partition(" ")
+        key = self.keys.find(secret.strip())
+        if scheme.lower() != "bearer" or key is None:
             raise Problem(401, "authorization must be 'Bearer KEY' with a key of this server, got none or another")
+        key.spend("requests_per_minute", 1)
+        return key
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes:
         if (
@@ -143,6 +150,22 @@ class Guard:
 
     def _too_large(self) -> Problem:
         return Problem(413, f"the body must be at most {self.max_body_bytes} bytes, got more; send several requests")
+
+
+def _is_bulk(headers: Headers) -> bool:
+    priority = headers.get(PRIORITY_HEADER, "interactive")
+    if priority not in ("interactive", "bulk"):
+        raise Problem(400, f"{PRIORITY_HEADER} must be interactive or bulk, got another word; leave it out")
+    return priority == "bulk"
+
+
+def _timeout(headers: Headers) -> float | None:
+    given = headers.get(TIMEOUT_HEADER)
+    if given is None:
+        return None
+    if not _SECONDS.fullmatch(given) or float(given) == 0:
+        raise Problem(400, f"{TIMEOUT_HEADER} must be seconds above 0, such as 2.5, got something else; leave it out")
+    return float(given)
 
 
 def json_depth(body: bytes) -> int:

@@ -20,4 +20,7 @@ class Metrics:
         self.engine_seconds = Histogram("polyvec_engine_seconds", "Pass of a batch", registry=registry)
         self.batch_rows = Histogram("polyvec_batch_rows", "Rows of a batch", buckets=_SIZES, registry=registry)
         self.batch_tokens = Histogram("polyvec_batch_tokens", "Tokens of a batch", buckets=_SIZES, registry=registry)
+        self.shared_rows = Counter(
+            "polyvec_shared_rows", "Rows that were not computed again", ["how"], registry=registry
+        )
         self.padding_tokens = Counter("polyvec_padding_tokens", "Tokens of padding computed", registry=registry)

@@ -1,11 +1,14 @@
-"""The server process: sockets, signals, and the order in which it stops."""
+"""The server process: workers, sockets, signals, and the order in which it stops."""
 
 from __future__ import annotations
 
 import logging
 import socket
 import sys
+import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -14,9 +17,33 @@ from starlette.middleware.cors import CORSMiddleware
 from polyvec.errors import InputError
 from polyvec.inference.embedder import Embedder
 from polyvec.serving.app import make_app
+from polyvec.serving.keys import Keys
+from polyvec.serving.protocol import PatientProtocol
 from polyvec.serving.service import Service
+from polyvec.serving.worker import WorkerSettings, cpu_shares, open_workers
 
 _STOP_SECONDS = 25  # for what is in flight; with the rest it stays under the 30 s after which supervisors kill
+_NOTICE_SECONDS = 1.0  # between "not ready" and the closed door, for balancers to look away
+_KEEP_ALIVE_SECONDS = 75  # longer than balancers keep an idle connection, so that they close it and not we
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What ``polyvec serve`` is told; ``polyvec/cli/serve.py`` says what each field means."""
+
+    model: str | None
+    engine: str
+    devices: Sequence[str]
+    workers: int | None
+    threads: int | None
+    host: str
+    port: int
+    api_keys: Path | None
+    queue_tokens: int
+    cache_rows: int
+    max_seconds: float
+    max_body_bytes: int
+    cors_origins: Sequence[str]
 
 
 class _Server(uvicorn.Server):
@@ -27,43 +54,66 @@ class _Server(uvicorn.Server):
         self._service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        again = self._service.scheduler.draining
         self._service.scheduler.draining = True
-        super().handle_exit(sig, frame)
+        if again:
+            super().handle_exit(sig, frame)
+        else:
+            threading.Timer(_NOTICE_SECONDS, super().handle_exit, (sig, frame)).start()
 
 
-def run(
-    embedder: Embedder,
-    *,
-    host: str,
-    port: int,
-    keys: Sequence[str],
-    queue_tokens: int,
-    max_seconds: float,
-    max_body_bytes: int,
-    cors_origins: Sequence[str],
-) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is in flight. Raises ``InputError`` for an address in use."""
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is in flight.
+
+    Raises ``InputError`` for an address in use or keys that cannot be read, and what opening the model raises.
+    """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    service = Service(embedder, queue_tokens=queue_tokens, max_seconds=max_seconds)
-    app = make_app(service, keys=keys, max_body_bytes=max_body_bytes)
-    if cors_origins:
-        app.add_middleware(CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["*"], allow_headers=["*"])
+    keys = None if settings.api_keys is None else Keys(settings.api_keys)
+    listener = _listen(settings.host, settings.port)
+    workers = open_workers(_worker_settings(settings))
+    embedder = Embedder(settings.model, engine=workers[0])
+    service = Service(
+        embedder,
+        queue_tokens=settings.queue_tokens,
+        max_seconds=settings.max_seconds,
+        cache_rows=settings.cache_rows,
+        workers=workers,
+    )
+    app = make_app(service, keys=keys, max_body_bytes=settings.max_body_bytes)
+    if settings.cors_origins:
+        origins = list(settings.cors_origins)
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    config = uvicorn.Config(
+        app,
+        http=PatientProtocol,
+        ws="none",
+        access_log=False,  # the guard logs requests, with their ids
+        log_level="warning",
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_STOP_SECONDS,
+        server_header=False,
+    )
+    address = f"http://{settings.host}:{listener.getsockname()[1]}"
+    print(f"polyvec serves {embedder.model_name} at {address}", file=sys.stderr, flush=True)
+    _Server(config, service).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
     try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise InputError(
             f"host and port must be free to bind, got {host}:{port} ({error.strerror}); take another"
         ) from error
-    config = uvicorn.Config(
-        app,
-        access_log=False,  # the guard logs requests, with their ids
-        log_level="warning",
-        timeout_graceful_shutdown=_STOP_SECONDS,
-        server_header=False,
-    )
-    print(
-        f"polyvec serves {embedder.model_name} at http://{host}:{listener.getsockname()[1]}",
-        file=sys.stderr,
-        flush=True,
-    )
-    _Server(config, service).run(sockets=[listener])
+
+
+def _worker_settings(settings: Settings) -> list[WorkerSettings]:
+    """One worker for each device, or for each share of the cores."""
+    model, engine, threads = settings.model, settings.engine, settings.threads
+    if settings.devices:
+        return [WorkerSettings(model, engine, device=device, threads=threads) for device in settings.devices]
+    shares = cpu_shares(settings.workers)
+    return [
+        WorkerSettings(model, engine, threads=threads or (len(share) if share else None), cpus=share)
+        for share in shares
+    ]

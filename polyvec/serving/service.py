@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 from polyvec.errors import InputError
 from polyvec.inference.embedder import Embedder
 from polyvec.inference.quantize import check_output_type, quantize, unit
+from polyvec.serving.caller import CALLER
+from polyvec.serving.compute import Row
 from polyvec.serving.metrics import Metrics
-from polyvec.serving.scheduler import Row, Scheduler
+from polyvec.serving.scheduler import Scheduler
+from polyvec.serving.worker import WorkerEngine
 from polyvec.tasks import Task, resolve_task
 from polyvec.text.tokenizer import Encoding
 
@@ -38,14 +41,30 @@ class Embedded:
 
 
 class Service:
-    """One model behind a scheduler. ``start`` and ``stop`` belong to the event loop that serves."""
+    """One model behind a scheduler. ``start`` and ``stop`` belong to the event loop that serves.
 
-    def __init__(self, embedder: Embedder, *, queue_tokens: int, max_seconds: float = MAX_SECONDS) -> None:
+    ``workers`` compute; without them ``embedder`` does, in this process.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        *,
+        queue_tokens: int,
+        max_seconds: float = MAX_SECONDS,
+        cache_rows: int = 0,
+        workers: Sequence[WorkerEngine] = (),
+    ) -> None:
         self.embedder = embedder
         self.metrics = Metrics()
         self.max_seconds = max_seconds
+        self._workers = workers
         self.scheduler = Scheduler(
-            embedder.engine, max_tokens=embedder.max_tokens, queue_tokens=queue_tokens, metrics=self.metrics
+            workers or [embedder.engine],
+            max_tokens=embedder.max_tokens,
+            queue_tokens=queue_tokens,
+            metrics=self.metrics,
+            cache_rows=cache_rows,
         )
         # Apart from the engine's thread, so that one request is tokenised while another is computed.
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
@@ -56,6 +75,13 @@ class Service:
     async def stop(self) -> None:
         await self.scheduler.stop()
         self._tokenizers.shutdown()
+        for worker in self._workers:
+            worker.close()
+
+    @property
+    def ready(self) -> bool:
+        """New requests are taken and something is there to compute them."""
+        return not self.scheduler.draining and (not self._workers or any(worker.alive for worker in self._workers))
 
     def check_model(self, name: str, *aliases: str) -> None:
         """Raise ``InputError`` unless ``name`` is the model that is served."""
@@ -79,15 +105,17 @@ class Service:
         With ``late_chunking`` the inputs, texts alone, are read as one text and each is one of its chunks. Raises
         ``InputError`` and what ``Scheduler.submit`` raises.
         """
+        self.scheduler.check_open()  # a refusal costs no tokenising
         width = self.check_width(dimensions)
         resolved = resolve_task(task, self.embedder.config.prompts)
         check_inputs(inputs)
         rows = await self._tokenise(self._rows, inputs, resolved, truncate, late_chunking)
-        results = await self.scheduler.submit(rows, timeout=self.max_seconds)
+        results = await self._submit(rows)
         raw = results[0] if late_chunking else np.stack(results)
         num_tokens = sum(map(len, rows))
         self.metrics.tokens.labels(task=resolved.name or "none").inc(num_tokens)
-        return Embedded(unit(raw[:, :width]) if normalized else raw[:, :width], num_tokens)
+        cut = np.ascontiguousarray(raw[:, :width])
+        return Embedded(unit(cut) if normalized else cut, num_tokens)
 
     async def token_states(self, texts: Sequence[Input], *, truncate: bool) -> list[NDArray[np.float32]]:
         """Return (n, D) states of each input's tokens, of the base model."""
@@ -95,7 +123,7 @@ class Service:
         task = resolve_task(None, self.embedder.config.prompts)
         rows = await self._tokenise(self._rows, texts, task, truncate, False)
         rows = [Row(row.encoding, row.adapter_id, every_token=True) for row in rows]
-        return await self.scheduler.submit(rows, timeout=self.max_seconds)
+        return await self._submit(rows)
 
     async def encodings(self, texts: Sequence[str]) -> list[Encoding]:
         """Return the tokens of each text, without a prompt."""
@@ -118,6 +146,13 @@ class Service:
     async def check(self) -> None:
         """Run one short text through the whole way; raises whatever is wrong."""
         await self.embed(["health"], task=None)
+
+    async def _submit(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
+        caller = CALLER.get()
+        if caller.key is not None:
+            caller.key.spend("tokens_per_minute", sum(map(len, rows)))
+        timeout = self.max_seconds if caller.timeout is None else min(caller.timeout, self.max_seconds)
+        return await self.scheduler.submit(rows, timeout=timeout, caller=caller)
 
     async def _tokenise(self, function: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._tokenizers, function, *arguments)

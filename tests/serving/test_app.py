@@ -133,14 +133,6 @@ def test_each_dialect_has_its_envelope(client: TestClient, embedder: Embedder) -
     assert client.get("/embed").json()["error_type"] == "Backend" and client.get("/embed").status_code == 405
 
 
-def test_keys_are_asked_for(embedder: Embedder) -> None:
-    with TestClient(make_app(Service(embedder, queue_tokens=1000), keys=["one", "two"])) as client:
-        assert client.get("/health").status_code == 200
-        assert client.get("/v1/models").json()["error"]["code"] == "invalid_api_key"
-        assert client.get("/v1/models", headers={"authorization": "Bearer on"}).status_code == 401
-        assert client.get("/v1/models", headers={"authorization": "Bearer two"}).status_code == 200
-
-
 def test_an_overfull_queue_is_429_or_503(embedder: Embedder) -> None:
     service = Service(embedder, queue_tokens=1000)
     with TestClient(make_app(service)) as client:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +16,9 @@ import pytest
 from huggingface_hub import InferenceClient, close_session
 
 from polyvec import Embedder
+from tests.serving.process import start
 
 TEXTS = ["The train is late.", "Wo ist der Bahnhof?", "a"]
-
-
-def start(*arguments: object) -> tuple[subprocess.Popen[str], str]:
-    command = [
-        sys.executable,
-        "-W",
-        "error",
-        "-c",
-        "from polyvec.cli import app; app()",
-        "serve",
-        "--port",
-        "0",
-        "--engine",
-        "onnx",
-    ]
-    process = subprocess.Popen([*command, *map(str, arguments)], stderr=subprocess.PIPE, text=True, encoding="utf-8")
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if found := re.search(r"http://\S+", line):
-            return process, found[0]
-    process.communicate()
-    raise AssertionError("the server ended before it served: " + "".join(said))
 
 
 @pytest.fixture(scope="module")
@@ -121,24 +93,3 @@ def test_ollama(server: str, name: str, embedder: Embedder) -> None:
         np.testing.assert_allclose(answer.embeddings, embedder.encode(TEXTS), atol=1e-6)
         with pytest.raises(ollama.ResponseError, match="model must be"):
             client.embed(model="x", input="a")
-
-
-def test_sigterm_loses_nothing_in_flight(model_folder: Path, name: str, tmp_path: Path) -> None:
-    keys = tmp_path / "keys"
-    keys.write_text("secret\n")
-    process, url = start("--model", model_folder, "--api-keys", keys)
-    body = {"model": name, "input": ["some words " * 20] * 10}
-    assert httpx.post(f"{url}/v1/embeddings", json=body).status_code == 401
-
-    def ask(client: httpx.Client) -> int:
-        return client.post("/v1/embeddings", json=body, headers={"authorization": "Bearer secret"}).status_code
-
-    with httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(8) as pool:
-        answers = [pool.submit(ask, client) for _ in range(8)]
-        while "polyvec_queue_tokens 0.0" in (client.get("/metrics", headers={"authorization": "Bearer secret"}).text):
-            pass
-        os.kill(process.pid, signal.SIGTERM)
-        # What had not been read yet is told to go elsewhere; what was accepted is answered.
-        statuses = [answer.result() for answer in answers]
-    assert set(statuses) <= {200, 503} and 200 in statuses
-    process.communicate(timeout=30)

@@ -28,7 +28,7 @@ def test_bad_settings_are_one_sentence(tmp_path: Path, model_folder: Path) -> No
     empty = tmp_path / "keys"
     empty.write_text("\n")
     model = ("--model", model_folder, "--engine", "onnx")
-    assert "api-keys must hold one key a line" in refused(*model, "--api-keys", empty)
+    assert "api-keys must hold a key, got none" in refused(*model, "--api-keys", empty)
     assert "api-keys must be a readable file" in refused(*model, "--api-keys", tmp_path / "none")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "must be free to bind" in refused(*model, "--port", taken.getsockname()[1])

@@ -15,8 +15,11 @@ from polyvec import Embedder
 from polyvec.errors import InputError
 from polyvec.inference.batching import Batch
 from polyvec.inference.quantize import unit
+from polyvec.serving.caller import NOBODY, Caller
+from polyvec.serving.compute import ComputeError, Row
+from polyvec.serving.keys import ApiKey
 from polyvec.serving.metrics import Metrics
-from polyvec.serving.scheduler import ComputeError, DeadlineError, DrainingError, OverloadedError, Row, Scheduler
+from polyvec.serving.scheduler import DeadlineError, DrainingError, OverloadedError, Scheduler
 from polyvec.tasks import resolve_task
 
 POISON = 77
@@ -58,9 +61,11 @@ def poison(embedder: Embedder) -> Row:
     return row
 
 
-def run(engine: Poisoned, work: Any, *, queue_tokens: int = 100_000) -> Any:
+def run(engine: Poisoned, work: Any, *, queue_tokens: int = 100_000, cache_rows: int = 0) -> Any:
     async def inside() -> Any:
-        scheduler = Scheduler(engine, max_tokens=512, queue_tokens=queue_tokens, metrics=Metrics())
+        scheduler = Scheduler(
+            [engine], max_tokens=512, queue_tokens=queue_tokens, metrics=Metrics(), cache_rows=cache_rows
+        )
         scheduler.start()
         try:
             return await work(scheduler)
@@ -165,3 +170,77 @@ def test_chunks_and_vectors_queue_together(embedder: Embedder) -> None:
     vector, means = run(Poisoned(embedder), work)
     assert len(encoding) > embedder.max_tokens and vector.shape == (32,)
     np.testing.assert_allclose(unit(means), embedder.encode(text, late_chunking=spans).vectors, atol=1e-6)
+
+
+def test_equal_rows_are_computed_once_and_kept_by_a_cache(embedder: Embedder) -> None:
+    row, other = rows_of(embedder, ["a text", "a text"], ["separation", "classification"])
+
+    async def work(scheduler: Scheduler) -> Any:
+        first = await asyncio.gather(*(scheduler.submit([row, row], timeout=30) for _ in range(5)))
+        return first, await scheduler.submit([row, other], timeout=30)
+
+    for cache_rows, passes in ((0, [1, 2]), (10, [1, 1])):
+        engine = Poisoned(embedder)
+        first, later = run(engine, work, cache_rows=cache_rows)
+        assert engine.batches == passes
+        for vector in [*(v for part in first for v in part), later[0]]:
+            np.testing.assert_allclose(vector, first[0][0], atol=1e-6)
+        assert np.abs(later[1] - later[0]).max() > 1e-3  # another task is another row
+
+
+def test_a_shared_row_outlives_the_caller_that_leaves(embedder: Embedder) -> None:
+    blocker, row = rows_of(embedder, ["blocker", "shared"], ["separation"] * 2)
+    engine = Poisoned(embedder)
+    engine.gate.clear()
+
+    async def work(scheduler: Scheduler) -> Any:
+        running = asyncio.create_task(scheduler.submit([blocker], timeout=30))
+        await asyncio.sleep(0.05)
+        leaver, stayer = (asyncio.create_task(scheduler.submit([row], timeout=30)) for _ in range(2))
+        await asyncio.sleep(0.05)
+        leaver.cancel()
+        await asyncio.wait([leaver])
+        engine.gate.set()
+        await running
+        return await stayer
+
+    assert run(engine, work)[0].shape == (32,)
+    assert engine.batches == [1, 1]
+
+
+def order_of(embedder: Embedder, sent: list[Caller]) -> list[int]:
+    """Return in which order requests of one row each are answered that came while the engine was busy."""
+    texts = [f"number {i} of some length" for i in range(len(sent) + 1)]
+    rows = rows_of(embedder, texts, ["separation"] * len(texts))
+    engine = Poisoned(embedder)
+    engine.batch_tokens = 1  # one row a pass
+    engine.gate.clear()
+    answered: list[int] = []
+
+    async def work(scheduler: Scheduler) -> None:
+        async def one(i: int, caller: Caller) -> None:
+            await scheduler.submit([rows[i]], timeout=30, caller=caller)
+            answered.append(i)
+
+        busy = [asyncio.create_task(one(len(sent), NOBODY))]
+        await asyncio.sleep(0.05)
+        tasks = [asyncio.create_task(one(i, caller)) for i, caller in enumerate(sent)]
+        await asyncio.sleep(0.05)
+        engine.gate.set()
+        await asyncio.gather(*busy, *tasks)
+
+    run(engine, work)
+    return [i for i in answered if i < len(sent)]
+
+
+def test_a_caller_with_few_requests_does_not_wait_for_one_with_many(embedder: Embedder) -> None:
+    many, few = Caller(ApiKey("many", b"", {})), Caller(ApiKey("few", b"", {}))
+    order = order_of(embedder, [many] * 20 + [few] * 3)
+    assert max(order.index(i) for i in (20, 21, 22)) <= 8  # turn by turn, and not behind the twenty
+
+
+def test_bulk_work_yields_and_does_not_starve(embedder: Embedder) -> None:
+    order = order_of(embedder, [Caller(bulk=True)] * 3 + [NOBODY] * 25)
+    places = [order.index(i) for i in range(3)]
+    assert places[1] >= 8  # after the first, ten interactive rows go before each
+    assert places[1] <= 16

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import uuid
 from typing import Any, Literal
 
 from fastapi import APIRouter
+from pydantic import BaseModel
 
 from polyvec.errors import InputError
+from polyvec.serving.answer import Json
+from polyvec.serving.dialects.openai_jina import base64_rows
 from polyvec.serving.dialects.schema import Body, Integer
+from polyvec.serving.errors import CohereError, responses
 from polyvec.serving.service import Service
 
 TASKS = {
@@ -18,7 +21,7 @@ TASKS = {
     "classification": "classification",
     "clustering": "separation",
 }
-_TYPES = {"float": "float32", "int8": "int8", "binary": "binary", "ubinary": "ubinary"}
+EmbeddingType = Literal["float", "int8", "binary", "ubinary", "base64"]
 
 
 class EmbedRequest(Body):
@@ -26,15 +29,35 @@ class EmbedRequest(Body):
     input_type: Literal["search_query", "search_document", "classification", "clustering"]
     texts: list[str]
     output_dimension: Integer | None = None
-    embedding_types: list[Literal["float", "int8", "binary", "ubinary", "base64"]] | None = None
+    embedding_types: list[EmbeddingType] | None = None
     truncate: Literal["NONE", "END"] = "END"
 
 
-def router(service: Service) -> APIRouter:
-    routes = APIRouter(tags=["Cohere"])
+class BilledUnits(BaseModel):
+    input_tokens: int
 
-    @routes.post("/v2/embed")
-    async def embed(body: EmbedRequest) -> dict[str, Any]:
+
+class ApiVersion(BaseModel):
+    version: str
+
+
+class Meta(BaseModel):
+    api_version: ApiVersion
+    billed_units: BilledUnits
+
+
+class EmbedAnswer(BaseModel):
+    id: str
+    response_type: Literal["embeddings_by_type"]
+    embeddings: dict[EmbeddingType, list[list[float]] | list[str]]
+    meta: Meta
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter(tags=["Cohere"], responses=responses(CohereError))
+
+    @routes.post("/v2/embed", response_model=EmbedAnswer, responses=responses(CohereError, body=True))
+    async def embed(body: EmbedRequest) -> Json:
         service.check_model(body.model)
         kinds = ["float"] if body.embedding_types is None else body.embedding_types
         if not kinds:
@@ -43,14 +66,14 @@ def router(service: Service) -> APIRouter:
             body.texts, task=TASKS[body.input_type], dimensions=body.output_dimension, truncate=body.truncate == "END"
         )
         embeddings: dict[str, Any] = {
-            kind: service.quantize(result.vectors, _TYPES[kind]).tolist() for kind in kinds if kind != "base64"
+            kind: base64_rows(result.vectors)
+            if kind == "base64"
+            else service.quantize(result.vectors, "float32" if kind == "float" else kind)
+            for kind in kinds
         }
-        if "base64" in kinds:
-            embeddings["base64"] = [base64.b64encode(v.astype("<f4").tobytes()).decode() for v in result.vectors]
         meta = {"api_version": {"version": "2"}, "billed_units": {"input_tokens": result.num_tokens}}
-        return {
-            "id": uuid.uuid4().hex, "response_type": "embeddings_by_type",
-            "embeddings": embeddings, "meta": meta,
-        }  # fmt: skip
+        return Json(
+            {"id": uuid.uuid4().hex, "response_type": "embeddings_by_type", "embeddings": embeddings, "meta": meta}
+        )
 
     return routes

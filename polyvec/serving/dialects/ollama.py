@@ -6,8 +6,11 @@ import time
 from typing import Any
 
 from fastapi import APIRouter
+from pydantic import BaseModel
 
+from polyvec.serving.answer import Json
 from polyvec.serving.dialects.schema import Body, Flag, Integer
+from polyvec.serving.errors import OllamaError, responses
 from polyvec.serving.service import Service
 
 
@@ -20,18 +23,31 @@ class EmbedRequest(Body):
     options: dict[str, Any] | None = None  # of text generation; clients send {}
 
 
-def router(service: Service) -> APIRouter:
-    routes = APIRouter(tags=["Ollama"])
+class EmbedAnswer(BaseModel):
+    model: str
+    embeddings: list[list[float]]
+    prompt_eval_count: int
+    total_duration: int  # nanoseconds
+    load_duration: int
 
-    @routes.post("/api/embed")
-    async def embed(body: EmbedRequest) -> dict[str, Any]:
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter(tags=["Ollama"], responses=responses(OllamaError))
+
+    @routes.post("/api/embed", response_model=EmbedAnswer, responses=responses(OllamaError, body=True))
+    async def embed(body: EmbedRequest) -> Json:
         started = time.monotonic_ns()
         service.check_model(body.model, f"{service.embedder.model_name}:latest")
         texts = [body.input] if isinstance(body.input, str) else body.input
         result = await service.embed(texts, task=None, dimensions=body.dimensions, truncate=body.truncate is not False)
-        return {
-            "model": body.model, "embeddings": result.vectors.tolist(), "prompt_eval_count": result.num_tokens,
-            "total_duration": time.monotonic_ns() - started, "load_duration": 0,
-        }  # fmt: skip
+        return Json(
+            {
+                "model": body.model,
+                "embeddings": result.vectors,
+                "prompt_eval_count": result.num_tokens,
+                "total_duration": time.monotonic_ns() - started,
+                "load_duration": 0,
+            }
+        )
 
     return routes

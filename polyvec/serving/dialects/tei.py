@@ -9,11 +9,14 @@ import re
 from typing import Any, Literal
 
 from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict
 
 from polyvec import __version__
 from polyvec.errors import InputError
+from polyvec.serving.answer import Json
 from polyvec.serving.dialects.openai_jina import inputs_of
 from polyvec.serving.dialects.schema import Body, Flag, Integer, TokenIds
+from polyvec.serving.errors import TeiError, responses
 from polyvec.serving.service import MAX_INPUTS, Service
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -48,13 +51,45 @@ class TokenizeRequest(Body):
     add_special_tokens: Flag = True
 
 
+class Token(BaseModel):
+    id: int
+    text: str
+    special: bool
+    start: int | None  # characters; none of <s> and </s>
+    stop: int | None
+
+
+class Pooling(BaseModel):
+    pooling: str
+
+
+class ModelType(BaseModel):
+    embedding: Pooling
+
+
+class InfoAnswer(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_id: str
+    model_sha: str
+    model_dtype: str
+    model_type: ModelType
+    max_input_length: int
+    max_batch_tokens: int
+    max_client_batch_size: int
+    auto_truncate: bool
+    version: str
+    tasks: list[str]
+    dimensions: list[int]
+
+
 def router(service: Service) -> APIRouter:
-    routes = APIRouter(tags=["Text Embeddings Inference"])
+    routes = APIRouter(tags=["Text Embeddings Inference"], responses=responses(TeiError))
     embedder = service.embedder
 
     @routes.post("/", include_in_schema=False)  # where the huggingface_hub client sends feature_extraction
-    @routes.post("/embed")
-    async def embed(body: EmbedRequest) -> Any:
+    @routes.post("/embed", response_model=list[list[float]], responses=responses(TeiError, body=True))
+    async def embed(body: EmbedRequest) -> Json:
         result = await service.embed(
             inputs_of(body.inputs),
             task=body.prompt_name,
@@ -62,24 +97,23 @@ def router(service: Service) -> APIRouter:
             truncate=bool(body.truncate),
             normalized=body.normalize is not False,
         )
-        return result.vectors.tolist()
+        return Json(result.vectors)
 
-    @routes.post("/embed_all")
-    async def embed_all(body: EmbedAllRequest) -> Any:
+    @routes.post("/embed_all", response_model=list[list[list[float]]], responses=responses(TeiError, body=True))
+    async def embed_all(body: EmbedAllRequest) -> Json:
         states = await service.token_states(inputs_of(body.inputs), truncate=bool(body.truncate))
-        return [state.tolist() for state in states]
+        return Json(states)
 
-    @routes.post("/similarity")
-    async def similarity(body: SimilarityRequest) -> list[float]:
+    @routes.post("/similarity", response_model=list[float], responses=responses(TeiError, body=True))
+    async def similarity(body: SimilarityRequest) -> Json:
         if body.parameters:
             raise InputError("parameters must be empty, got some; this server has none for /similarity")
         texts = [body.inputs.source_sentence, *body.inputs.sentences]
         vectors = (await service.embed(texts, task="text-matching")).vectors
-        scores: list[float] = (vectors[1:] @ vectors[0]).tolist()
-        return scores
+        return Json(vectors[1:] @ vectors[0])
 
-    @routes.post("/tokenize")
-    async def tokenize(body: TokenizeRequest) -> Any:
+    @routes.post("/tokenize", response_model=list[list[Token]], responses=responses(TeiError, body=True))
+    async def tokenize(body: TokenizeRequest) -> Json:
         given = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         texts = [_LONE_SURROGATE.sub("\ufffd", text) for text in given]  # as the tokenizer reads them; JSON has none
         rows = []
@@ -94,10 +128,10 @@ def router(service: Service) -> APIRouter:
                 for i, (token, (start, stop)) in enumerate(zip(encoding.input_ids, encoding.offsets, strict=True))
             ]  # fmt: skip
             rows.append(tokens if body.add_special_tokens else tokens[1:-1])
-        return rows
+        return Json(rows)
 
-    @routes.get("/info")
-    async def info() -> dict[str, Any]:
+    @routes.get("/info", response_model=InfoAnswer)
+    async def info() -> Any:
         return {
             "model_id": embedder.model_name, "model_sha": embedder.weights_hash, "model_dtype": embedder.engine.name,
             "model_type": {"embedding": {"pooling": "mean"}}, "max_input_length": embedder.max_tokens,

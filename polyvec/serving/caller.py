@@ -1,0 +1,27 @@
+"""Who asks, how urgently, and by when: what the guard reads from the headers and the scheduler orders by."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from polyvec.serving.keys import ApiKey
+
+
+@dataclass(frozen=True)
+class Caller:
+    """``key`` is None where the server asks for none; ``timeout`` is in seconds, None for the server's own."""
+
+    key: ApiKey | None = None
+    bulk: bool = False
+    timeout: float | None = None
+
+    @property
+    def flow(self) -> tuple[str, bool]:
+        """Whom the queue is fair to: a key's bulk work stands apart from its other work."""
+        return (self.key.name if self.key else "", self.bulk)
+
+
+NOBODY = Caller()
+#: Of the request that is being answered.
+CALLER: ContextVar[Caller] = ContextVar("caller", default=NOBODY)

@@ -1,0 +1,106 @@
+"""Rows through an engine: one pass for many, and failures that stay alone.
+
+Shape letters: D width, C chunks in a text, n tokens of a text.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyvec.errors import InputError, PolyvecError
+from polyvec.inference.batching import Batch
+from polyvec.inference.engines import Engine
+from polyvec.inference.late_chunking import TokenStates, chunk_means, window_states
+from polyvec.serving.worker import WorkerLostError
+from polyvec.text.chunking import Span
+from polyvec.text.tokenizer import Encoding
+
+_log = logging.getLogger(__name__)
+
+
+class ComputeError(PolyvecError):
+    """The model failed on this input and on no other."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One text ready for the engine. The result is (D,), or with ``spans`` (C, D) chunk means; not normalised."""
+
+    encoding: Encoding
+    adapter_id: int
+    spans: tuple[Span, ...] | None = None
+    every_token: bool = False  # the result is then (n, D) token states
+
+    @property
+    def needs_states(self) -> bool:
+        return self.every_token or self.spans is not None
+
+    def __len__(self) -> int:
+        return len(self.encoding)
+
+
+Outcome: TypeAlias = NDArray[np.float32] | PolyvecError
+
+
+def compute(engine: Engine, rows: Sequence[Row], *, max_tokens: int, again: bool = False) -> list[Outcome]:
+    """Return a result or an error for each row. A batch that fails is halved until the culprit is alone.
+
+    A worker that died may have been killed for reasons of its own, so its batch is first tried again as it is. Rows
+    beyond ``max_tokens`` come alone.
+    """
+    try:
+        results = _forward(engine, rows, max_tokens)
+    except WorkerLostError:
+        if not again:
+            return compute(engine, rows, max_tokens=max_tokens, again=True)
+        if len(rows) == 1:
+            _log.error("the worker died twice on a row of %d tokens", len(rows[0]))
+            return [_failure()]
+    except InputError as error:
+        if len(rows) == 1:
+            return [error]
+    except Exception as error:  # whatever a runtime raises, out-of-memory included, must not end this thread
+        if len(rows) == 1:
+            _log.error("the model failed on a row of %d tokens: %s %s", len(rows[0]), type(error).__name__, _why(error))
+            return [_failure()]
+    else:
+        return [result if np.isfinite(result).all() else _not_finite() for result in results]
+    half = len(rows) // 2
+    parts = (rows[:half], rows[half:])
+    return [outcome for part in parts for outcome in compute(engine, part, max_tokens=max_tokens, again=again)]
+
+
+def _failure() -> ComputeError:
+    return ComputeError("the model must finish every input, got a failure on this one; send it alone")
+
+
+def _not_finite() -> ComputeError:
+    return ComputeError("the model must give finite numbers, got others; report this input")
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, PolyvecError) else ""  # a runtime's own message may quote a text
+
+
+def _forward(engine: Engine, rows: Sequence[Row], max_tokens: int) -> list[NDArray[np.float32]]:
+    width = engine.config.hidden_size
+    if len(rows) == 1 and len(rows[0]) > max_tokens:  # only chunks are read in windows
+        row = rows[0]
+        return [_reduce(row, list(window_states(engine, row.encoding, row.adapter_id, max_tokens=max_tokens)), width)]
+    batch = Batch.of([row.encoding.input_ids for row in rows], [row.adapter_id for row in rows])
+    if not rows[0].needs_states:
+        return list(engine.pool(batch))
+    states = np.split(engine.token_states(batch), batch.cu_seqlens[1:-1])
+    return [_reduce(row, [(own, 0)], width) for row, own in zip(rows, states, strict=True)]
+
+
+def _reduce(row: Row, parts: list[TokenStates], width: int) -> NDArray[np.float32]:
+    if row.spans is None:
+        return np.concatenate([states for states, _ in parts])
+    return chunk_means(parts, row.encoding, row.spans, width=width)

@@ -1,0 +1,57 @@
+"""HTTP connections that do not wait for ever: uvicorn bounds neither the time nor the size of a request's head."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_SECONDS = 30.0  # for request line and headers, from the first byte, or from the connection
+_HEAD_BYTES = 65_536
+
+
+class PatientProtocol(HttpToolsProtocol):
+    """Closes a connection whose head is late or large. The body's limits are the guard's."""
+
+    _due: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._due is not None and self._head_bytes > _HEAD_BYTES:
+            self._give_up()
+
+    def on_message_begin(self) -> None:
+        self._expect_head()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._head_arrived()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_arrived()
+        super().connection_lost(exc)
+
+    def _expect_head(self) -> None:
+        self._head_arrived()
+        self._due = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def _head_arrived(self) -> None:
+        self._head_bytes = 0
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+
+    def _give_up(self) -> None:
+        cycle: Any = self.cycle
+        if cycle is None or cycle.response_complete:  # else an earlier request of this connection is being answered
+            self.transport.close()
+        else:
+            self._expect_head()

@@ -1,0 +1,60 @@
+"""``polyvec serve`` with faults in it, told by the input: run as a file, so that the worker process has them too."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyvec.inference.batching import Batch
+from polyvec.inference.engines.onnx import OnnxEngine
+from polyvec.text.tokenizer import Tokenizer
+
+RAISES, NOT_A_NUMBER, DIES = 508, 509, 510  # token ids of rare pieces, sent as such
+QUOTE = "the input was: secret"  # as a runtime may quote it in an exception
+BAD_TEXT = "this text breaks the tokenizer"
+BAD_WIDTH = 13  # breaks what comes after the model
+HEAD_SECONDS, BODY_SECONDS = 1.0, 1.5
+PASS_SECONDS = float(os.environ.get("FAULTY_PASS_SECONDS", "0"))
+
+_pool, _encode_batch = OnnxEngine.pool, Tokenizer.encode_batch
+
+
+def pool(self: OnnxEngine, batch: Batch) -> NDArray[np.float32]:
+    time.sleep(PASS_SECONDS)
+    if DIES in batch.input_ids:
+        os._exit(1)
+    if RAISES in batch.input_ids:
+        raise RuntimeError(QUOTE)
+    vectors = _pool(self, batch)
+    rows = np.split(batch.input_ids, batch.cu_seqlens[1:-1])
+    vectors[[NOT_A_NUMBER in row for row in rows]] = np.nan
+    return vectors
+
+
+def encode_batch(self: Tokenizer, texts: list[str], *arguments: Any) -> Any:
+    if BAD_TEXT in texts:
+        raise RuntimeError(QUOTE)
+    return _encode_batch(self, texts, *arguments)
+
+
+if __name__ in ("__main__", "__mp_main__"):  # the server and its worker, not the tests that read the names above
+    OnnxEngine.pool, Tokenizer.encode_batch = pool, encode_batch  # type: ignore[method-assign, assignment]
+
+if __name__ == "__main__":
+    from polyvec.cli import app
+    from polyvec.serving import guard, protocol, service
+
+    unit = service.unit
+
+    def break_one_width(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        if vectors.shape[1] == BAD_WIDTH:
+            raise RuntimeError(QUOTE)
+        return unit(vectors)
+
+    service.unit = break_one_width  # type: ignore[attr-defined]
+    protocol.HEAD_SECONDS, guard._READ_SECONDS = HEAD_SECONDS, BODY_SECONDS
+    app()
