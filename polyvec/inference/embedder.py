@@ -95,7 +95,7 @@ class Embedder:
 
     ``model`` is None for polyvec-mini, which is inside the package, a folder, or a hub name. ``engine`` is ``onnx``,
     ``onnx-int8``, ``torch``, or ``auto``: ONNX where the folder holds a graph and no other ``device`` is asked for,
-    and of its two graphs the one that a short run finds faster on this machine.
+    and of two graphs the one that a short run finds faster on this machine.
     ``threads`` bounds the CPU threads of ONNX Runtime.
     Raises ``WeightsError`` for a model that does not load whole.
     """
@@ -363,7 +363,7 @@ class Embedder:
             raise InputError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
         if engine == "auto":
             wants_cpu = device in (None, "cpu")
-            if wants_cpu and (self.folder / GRAPH_FILES["fp32"]).exists():
+            if wants_cpu and any((self.folder / name).exists() for name in GRAPH_FILES.values()):
                 precision = faster_precision(self.folder, self.config, threads=threads)
                 engine = "onnx-int8" if precision == "int8" else "onnx"
             else:
