@@ -358,7 +358,7 @@ class Embedder:
             raise InputError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
         if engine == "auto":
             wants_cpu = device in (None, "cpu")
-            if wants_cpu and (self.folder / GRAPH_FILES["fp32"]).exists():
+            if wants_cpu and any((self.folder / name).exists() for name in GRAPH_FILES.values()):
                 precision = faster_precision(self.folder, self.config, threads=threads)
                 engine = "onnx-int8" if precision == "int8" else "onnx"
             else:
