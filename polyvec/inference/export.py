@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,14 @@ class Parity:
 LIMITS = {"fp32": Parity(max_abs_error=1e-4, min_cosine=0.999999), "int8": Parity(float("inf"), min_cosine=0.999)}
 
 
-def export_onnx(folder: str | Path, *, precision: str = "fp32") -> Parity:
+def export_onnx(
+    folder: str | Path, *, precision: str = "fp32", gate: Callable[[OnnxEngine], None] | None = None
+) -> Parity:
     """Write ``model.onnx`` or ``model.int8.onnx`` into a folder of our layout and return how close the graph is.
 
     ``int8`` keeps 7 bits a weight with a float32 scale per output, and quantises activations row by row, so that a
-    text's vector never depends on its neighbours. Raises ``WeightsError`` when the graph misses ``LIMITS``; a graph
-    that was there before then stays.
+    text's vector never depends on its neighbours. Raises ``WeightsError`` when the graph misses ``LIMITS``, or what
+    ``gate`` raises of it; a graph that was there before then stays.
     """
     if precision not in GRAPH_FILES:
         raise InputError(f"precision must be one of {', '.join(GRAPH_FILES)}, got {precision!r}")
@@ -86,10 +89,13 @@ def export_onnx(folder: str | Path, *, precision: str = "fp32") -> Parity:
     try:
         with whole_file(path) as partial:  # in the same folder, which the paths inside the graph start from
             codes_path = _Graph(encoder, precision, folder / "model.safetensors").save(partial)
-            parity = measure_parity(encoder, OnnxEngine(partial, encoder.config))
+            engine = OnnxEngine(partial, encoder.config)
+            parity = measure_parity(encoder, engine)
             limit = LIMITS[precision]
             if not (parity.max_abs_error <= limit.max_abs_error and parity.min_cosine >= limit.min_cosine):
                 raise WeightsError(f"the {precision} graph must keep to {limit}, got {parity}; {path} was not written")
+            if gate is not None:
+                gate(engine)
     except BaseException:
         if codes_path is not None and codes_path not in before:
             codes_path.unlink()
