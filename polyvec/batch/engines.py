@@ -1,0 +1,195 @@
+"""Where the slices of a job run: this process, or the processes of a Ray cluster. Both do the same in the same way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from polyvec.batch.job import Job
+from polyvec.batch.plan import Run, SliceFacts, read_run, slice_facts
+from polyvec.batch.rows import Unit
+from polyvec.batch.storage import Folder
+from polyvec.batch.trial import WorkerError
+from polyvec.batch.worker import Receipt, Worker
+from polyvec.errors import InputError, MissingExtraError, PolyvecError
+
+
+class Place(Protocol):
+    """Where slices run. ``workers`` embed at the same time."""
+
+    workers: int
+
+    def facts(self, fs: Any, units: Sequence[Unit], job: Job) -> Iterator[list[SliceFacts]]:
+        """Yield the facts of the slices of each unit, in order."""
+        ...
+
+    def embed(self, fs: Any, runs: Sequence[Run], job: Job, folder: Folder, schema: Any) -> Iterator[Receipt]:
+        """Yield the receipt of every part of ``runs``, in any order. Raises ``PolyvecError`` for what stops a job."""
+        ...
+
+
+class Here:
+    """This process."""
+
+    workers = 1
+
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+
+    def facts(self, fs: Any, units: Sequence[Unit], job: Job) -> Iterator[list[SliceFacts]]:
+        for unit in units:
+            yield list(slice_facts(fs, unit, job))
+
+    def embed(self, fs: Any, runs: Sequence[Run], job: Job, folder: Folder, schema: Any) -> Iterator[Receipt]:
+        self._worker = self._worker or Worker(job, folder, schema)
+        for run in runs:
+            for part, piece in read_run(fs, run, job):
+                yield self._worker.lend(part, piece) if run.is_lending else self._worker.finish(part, piece)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What every process of a cluster is given."""
+
+    fs: Any
+    job: Job
+    folder: Folder
+    schema: Any
+    threads: int
+
+
+class OnRay:
+    """A Ray cluster at ``address``: ``auto`` for the one of this machine, or ``ray://HOST:PORT``.
+
+    A reader's slices stream to ``workers`` actors, each with one model, ``cpus`` cores, ``gpus`` of a GPU and
+    ``memory_bytes``; Ray holds readers back, restarts what dies and runs again what was lost.
+    Raises ``InputError`` for a cluster that cannot be reached or that is too small.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        workers: int | None = None,
+        cpus: float = 1,
+        gpus: float = 0,
+        memory_bytes: float | None = None,
+    ) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            import ray
+        except ImportError as error:
+            raise MissingExtraError.of("--cluster", "cluster") from error
+        self._ray = ray
+        try:
+            ray.init(address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
+        except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"cluster must be reachable, got {address}: {reason}; start one with: ray start --head"
+            ) from error
+        have = ray.cluster_resources()
+        most = int(have.get("GPU", 0) / gpus if gpus else have.get("CPU", 0) / cpus)
+        self.workers = workers or max(1, most)
+        if self.workers > most:
+            raise InputError(
+                f"workers must be at most {most}, what the cluster has of {'GPU' if gpus else 'CPU'}, got {workers}"
+            )
+        self._cpus, self._gpus, self._memory = cpus, gpus, memory_bytes
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        context.target_max_block_size = 1  # a block is one slice: what a death costs, and what a worker waits for
+
+    def facts(self, fs: Any, units: Sequence[Unit], job: Job) -> Iterator[list[SliceFacts]]:
+        data = self._ray.data.from_items([{"unit": i} for i in range(len(units))], override_num_blocks=len(units))
+        shared = self._ray.put((fs, list(units), job))
+        found: dict[int, list[SliceFacts]] = {}
+        for row in self._rows(data.map(_Facts(shared))):
+            if isinstance(row["facts"], PolyvecError):
+                raise row["facts"]
+            found[row["unit"]] = row["facts"]
+        yield from (found[i] for i in range(len(units)))
+
+    def embed(self, fs: Any, runs: Sequence[Run], job: Job, folder: Folder, schema: Any) -> Iterator[Receipt]:
+        if not runs:
+            return
+        given = self._ray.put(_Given(fs, job, folder, schema, max(1, int(self._cpus))))
+        items = [{"run": self._ray.put(run)} for run in runs]
+        data = self._ray.data.from_items(items, override_num_blocks=len(items))
+        data = data.flat_map(_Read(given), num_cpus=0)
+        options: dict[str, Any] = {"num_cpus": self._cpus, "num_gpus": self._gpus or None, "memory": self._memory}
+        data = data.map_batches(
+            _Embed, fn_constructor_args=(given,), batch_size=1, batch_format="numpy",
+            compute=self._ray.data.ActorPoolStrategy(size=min(self.workers, sum(len(r.parts) for r in runs))),
+            **{k: v for k, v in options.items() if v is not None},
+        )  # fmt: skip
+        for row in self._rows(data):
+            if isinstance(row["receipt"], PolyvecError):
+                raise row["receipt"]
+            yield row["receipt"]
+
+    def _rows(self, data: Any) -> Iterator[dict[str, Any]]:
+        yield from data.iter_rows()
+
+
+class _Facts:
+    """A unit's number to its facts, or to the error that stops the job."""
+
+    def __init__(self, shared: Any) -> None:
+        self._shared = shared
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        import ray
+
+        fs, units, job = ray.get(self._shared)
+        try:
+            return {"unit": row["unit"], "facts": list(slice_facts(fs, units[row["unit"]], job))}
+        except PolyvecError as error:
+            return {"unit": row["unit"], "facts": error}
+
+
+class _Read:
+    """A run to its slices."""
+
+    def __init__(self, given: Any) -> None:
+        self._given = given
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        import ray
+
+        given: _Given = ray.get(self._given)
+        run: Run = ray.get(row["run"])
+        try:
+            for part, piece in read_run(given.fs, run, given.job):
+                yield {"work": (run.is_lending, part, piece)}
+        except PolyvecError as error:
+            yield {"work": error}
+
+
+class _Embed:
+    """A worker: slices to receipts."""
+
+    def __init__(self, given: Any) -> None:
+        import ray
+
+        self._given: _Given = ray.get(given)
+        self._worker: Worker | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {"receipt": [self._done(work) for work in batch["work"]]}
+
+    def _done(self, work: Any) -> Receipt | PolyvecError:
+        if isinstance(work, PolyvecError):
+            return work
+        is_lending, part, piece = work
+        given = self._given
+        try:
+            self._worker = self._worker or Worker(given.job, given.folder, given.schema, threads=given.threads)
+            return self._worker.lend(part, piece) if is_lending else self._worker.finish(part, piece)
+        except PolyvecError as error:
+            return error
+        except OSError as error:
+            return WorkerError(f"output must be readable and writable, got {given.folder.location}: {error}")
