@@ -244,7 +244,9 @@ class _ParquetFile:
             self._writer.close()
 
 
-def vector_table(records: Sequence[Record], vectors: Sequence[NDArray[Any]], stamp: Stamp, *, schema: Any = None) -> Any:
+def vector_table(
+    records: Sequence[Record], vectors: Sequence[NDArray[Any]], stamp: Stamp, *, schema: Any = None
+) -> Any:
     """Return an Arrow table of records with their vectors (M,) under ``embedding``, and the stamp in its metadata.
 
     ``schema`` is that of the records, found from them if left out.

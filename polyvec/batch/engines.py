@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -84,13 +86,13 @@ class OnRay:
             raise MissingExtraError.of("--cluster", "cluster") from error
         self._ray = ray
         try:
-            ray.init(address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
         except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
                 f"cluster must be reachable, got {address}: {reason}; start one with: ray start --head"
             ) from error
-        have = ray.cluster_resources()
+        have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         most = int(have.get("GPU", 0) / gpus if gpus else have.get("CPU", 0) / cpus)
         self.workers = workers or max(1, most)
         if self.workers > most:
@@ -98,88 +100,81 @@ class OnRay:
                 f"workers must be at most {most}, what the cluster has of {'GPU' if gpus else 'CPU'}, got {workers}"
             )
         self._cpus, self._gpus, self._memory = cpus, gpus, memory_bytes
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        context.print_on_execution_start = False
         context.target_max_block_size = 1  # a block is one slice: what a death costs, and what a worker waits for
 
     def facts(self, fs: Any, units: Sequence[Unit], job: Job) -> Iterator[list[SliceFacts]]:
-        data = self._ray.data.from_items([{"unit": i} for i in range(len(units))], override_num_blocks=len(units))
-        shared = self._ray.put((fs, list(units), job))
+        if len(units) == 1:  # a process elsewhere would take longer to start than to read it
+            yield list(slice_facts(fs, units[0], job))
+            return
+        items = [pickle.dumps((i, fs, unit, job)) for i, unit in enumerate(units)]
         found: dict[int, list[SliceFacts]] = {}
-        for row in self._rows(data.map(_Facts(shared))):
-            if isinstance(row["facts"], PolyvecError):
-                raise row["facts"]
-            found[row["unit"]] = row["facts"]
+        for i, facts in self._results(self._items(items).map(_facts)):
+            found[i] = facts
         yield from (found[i] for i in range(len(units)))
 
     def embed(self, fs: Any, runs: Sequence[Run], job: Job, folder: Folder, schema: Any) -> Iterator[Receipt]:
         if not runs:
             return
-        given = self._ray.put(_Given(fs, job, folder, schema, max(1, int(self._cpus))))
-        items = [{"run": self._ray.put(run)} for run in runs]
-        data = self._ray.data.from_items(items, override_num_blocks=len(items))
-        data = data.flat_map(_Read(given), num_cpus=0)
-        options: dict[str, Any] = {"num_cpus": self._cpus, "num_gpus": self._gpus or None, "memory": self._memory}
-        data = data.map_batches(
-            _Embed, fn_constructor_args=(given,), batch_size=1, batch_format="numpy",
-            compute=self._ray.data.ActorPoolStrategy(size=min(self.workers, sum(len(r.parts) for r in runs))),
-            **{k: v for k, v in options.items() if v is not None},
+        # By value: what an actor is made from must outlive every node, or it could not be made again.
+        given = pickle.dumps(_Given(fs, job, folder, schema, max(1, int(self._cpus))))
+        workers = min(self.workers, sum(len(run.parts) for run in runs))
+        resources = {"num_cpus": self._cpus, "num_gpus": self._gpus, "memory": self._memory}
+        slices = self._items([pickle.dumps((fs, run, job)) for run in runs]).flat_map(_read, num_cpus=0)
+        yield from self._results(
+            slices.map_batches(
+                _Embed, fn_constructor_args=(given,), batch_size=1, batch_format="numpy",
+                compute=self._ray.data.ActorPoolStrategy(size=workers), **{k: v for k, v in resources.items() if v},
+            )
         )  # fmt: skip
-        for row in self._rows(data):
-            if isinstance(row["receipt"], PolyvecError):
-                raise row["receipt"]
-            yield row["receipt"]
 
-    def _rows(self, data: Any) -> Iterator[dict[str, Any]]:
-        yield from data.iter_rows()
+    def _items(self, items: Sequence[bytes]) -> Any:
+        return self._ray.data.from_items([{"item": item} for item in items], override_num_blocks=len(items))
 
-
-class _Facts:
-    """A unit's number to its facts, or to the error that stops the job."""
-
-    def __init__(self, shared: Any) -> None:
-        self._shared = shared
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        import ray
-
-        fs, units, job = ray.get(self._shared)
+    def _results(self, data: Any) -> Iterator[Any]:
         try:
-            return {"unit": row["unit"], "facts": list(slice_facts(fs, units[row["unit"]], job))}
-        except PolyvecError as error:
-            return {"unit": row["unit"], "facts": error}
+            for row in data.iter_rows():
+                result = pickle.loads(row["item"])
+                if isinstance(result, PolyvecError):
+                    raise result
+                yield result
+        except self._ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise WorkerError(
+                f"cluster must stay up, got: {reason}; finished parts stay, run the same command again"
+            ) from error
 
 
-class _Read:
+def _facts(row: dict[str, Any]) -> dict[str, Any]:
+    """A unit to its facts, or to the error that stops the job."""
+    i, fs, unit, job = pickle.loads(row["item"])
+    try:
+        return {"item": pickle.dumps((i, list(slice_facts(fs, unit, job))))}
+    except PolyvecError as error:
+        return {"item": pickle.dumps(error)}
+
+
+def _read(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A run to its slices."""
-
-    def __init__(self, given: Any) -> None:
-        self._given = given
-
-    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        import ray
-
-        given: _Given = ray.get(self._given)
-        run: Run = ray.get(row["run"])
-        try:
-            for part, piece in read_run(given.fs, run, given.job):
-                yield {"work": (run.is_lending, part, piece)}
-        except PolyvecError as error:
-            yield {"work": error}
+    fs, run, job = pickle.loads(row["item"])
+    try:
+        for part, piece in read_run(fs, run, job):
+            yield {"item": pickle.dumps((run.is_lending, part, piece))}
+    except PolyvecError as error:
+        yield {"item": pickle.dumps(error)}
 
 
 class _Embed:
     """A worker: slices to receipts."""
 
-    def __init__(self, given: Any) -> None:
-        import ray
-
-        self._given: _Given = ray.get(given)
+    def __init__(self, given: bytes) -> None:
+        self._given: _Given = pickle.loads(given)
         self._worker: Worker | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"receipt": [self._done(work) for work in batch["work"]]}
+        return {"item": [pickle.dumps(self._done(pickle.loads(item))) for item in batch["item"]]}
 
     def _done(self, work: Any) -> Receipt | PolyvecError:
         if isinstance(work, PolyvecError):

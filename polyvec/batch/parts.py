@@ -133,5 +133,3 @@ def kept_schema(records: Sequence[Record], names: Sequence[str], where: str) -> 
                 f"column {name!r} must have one type to be kept, got near {where}: {error}; leave it out"
             ) from error
     return pa.schema(fields)
-
-

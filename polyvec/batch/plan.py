@@ -78,12 +78,14 @@ def slice_facts(fs: Any, unit: Unit, job: Job) -> Iterator[SliceFacts]:
 
 
 def make_plan(units: list[Unit], facts: Iterable[Sequence[SliceFacts]], job: Job) -> Plan:
-    """Return the plan of ``units`` from the facts of each, in order. Raises ``InputError`` for an input without texts."""
+    """Return the plan of ``units`` from the facts of each, in order. Raises ``InputError`` where there is no text."""
     places = [(u, o, f) for u, group in enumerate(facts) for o, f in enumerate(group)]
     found = [f for _, _, f in places]
     rows, faults = sum(f.rows for f in found), sum(f.faults for f in found)
     if rows == faults:
-        raise InputError(f"input must hold at least one text under {job.column!r}, got {rows} rows without; see --column")
+        raise InputError(
+            f"input must hold at least one text under {job.column!r}, got {rows} rows without; see --column"
+        )
     seen: Counter[str] = Counter()
     names = []
     for f in found:  # two slices of equal content are two parts

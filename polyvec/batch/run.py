@@ -193,5 +193,3 @@ def _commit(ready: Prepared, receipts: list[Receipt]) -> dict[str, Any]:
     except OSError as error:
         raise cannot_write(folder, error) from error
     return summary
-
-

@@ -1,6 +1,6 @@
 """Texts that end their worker are found, set aside, and never end a second job.
 
-A worker that dies says nothing, so it writes down what it is about to run before it runs it (``_work/trials/NAME.json``).
+A worker that dies says nothing, so it writes down what it is about to run, in ``_work/trials/NAME.json``.
 A slice that did not end counts one loss; whoever kills workers at random must not cast suspicion on texts, so
 a slice runs whole three times. Then its halves run by themselves, and halves of the half that dies, down to single
 texts. What those runs compute is thrown away, and the slice runs whole again without the guilty: batches, and with them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 import warnings
 from functools import lru_cache
@@ -36,7 +37,7 @@ class Worker:
         if self.embedder.weights_hash != job.stamp["weights"]:
             raise WorkerError(
                 f"every machine must have the same {self.embedder.model_name}, got weights "
-                f"{self.embedder.weights_hash} for {job.stamp['weights']}; copy the model there or put it on shared disk"
+                f"{self.embedder.weights_hash} for {job.stamp['weights']}; put one model on shared disk"
             )
         self._prompt = resolve_task(job.task, self.embedder.config.prompts).prompt
         self._lent = lru_cache(maxsize=_LENT_IN_MEMORY)(self._read_lent)
@@ -53,15 +54,8 @@ class Worker:
     def finish(self, part: Part, piece: Slice) -> Receipt:
         """Embed what is left of a part and write it, then its receipt, without which it does not count."""
         started = time.perf_counter()
-        results: dict[str, Result | str] = {}
-        for i in part.lends:
-            results[piece.rows[i].text] = self._lent(part.name)[i]
-        for i, (lender, row) in part.borrows.items():
-            results[piece.rows[i].text] = self._lent(lender)[row]
-        texts = [t for t in dict.fromkeys(r.text for r in piece.rows if r.fault is None) if t not in results]
         trial = Trial(self.folder, part.name)
-        own = self._embed(texts, trial)
-        results.update(zip(texts, own, strict=True))
+        results = self._results(part, piece, trial)
         good: list[tuple[Row, Result]] = []
         rejects = []
         for row in piece.rows:
@@ -69,25 +63,34 @@ class Worker:
             if isinstance(result, Result):
                 good.append((row, result))
             else:
-                rejects.append({"row": row.where, "id": row.kept.get("id"), "reason": str(result)})
+                rejects.append({"row": row.where, "id": row.kept.get("id"), "reason": result})
         data = table_bytes(part_table([(row.kept, result) for row, result in good], self.schema, self.job.stamp))
-        file = f"{part.name}.parquet"
         receipt = {
-            "name": file,
+            "name": f"{part.name}.parquet",
             "first_row": piece.rows[0].where,
             "rows": len(good),
             "tokens": sum(result.num_tokens for _, result in good),
-            "embedded": len(texts),
             "truncated": sum(result.truncated for _, result in good),
             "rejects": rejects,
             "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
             "seconds": round(time.perf_counter() - started, 3),
         }
-        self._write(file, data)
-        self._write_json(receipt_name(part.name), receipt)
+        self._write(f"{part.name}.parquet", data)
+        self._write(receipt_name(part.name), json.dumps(receipt, ensure_ascii=False, default=str).encode())
         trial.close()
         return receipt
+
+    def _results(self, part: Part, piece: Slice, trial: Trial) -> dict[str, Result | str]:
+        """Return the result of every text of a slice: lent, borrowed, or embedded now."""
+        results: dict[str, Result | str] = {}
+        for i in part.lends:
+            results[piece.rows[i].text] = self._lent(part.name)[i]
+        for i, (lender, at) in part.borrows.items():
+            results[piece.rows[i].text] = self._lent(lender)[at]
+        texts = [t for t in dict.fromkeys(row.text for row in piece.rows if row.fault is None) if t not in results]
+        results.update(zip(texts, self._embed(texts, trial), strict=True))
+        return results
 
     def _embed(self, texts: list[str], trial: Trial) -> list[Result | str]:
         """Return what each of some distinct texts became, or why it became nothing."""
@@ -120,12 +123,6 @@ class Worker:
     def _write(self, name: str, data: bytes) -> None:
         try:
             self.folder.write(name, data)
-        except OSError as error:
-            raise cannot_write(self.folder, error) from error
-
-    def _write_json(self, name: str, values: Any) -> None:
-        try:
-            self.folder.write_json(name, values)
         except OSError as error:
             raise cannot_write(self.folder, error) from error
 

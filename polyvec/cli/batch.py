@@ -20,7 +20,7 @@ from polyvec.inference.embedder import Embedder
 if TYPE_CHECKING:
     from polyvec.batch.engines import Place
     from polyvec.batch.job import Job
-    from polyvec.batch.run import Prepared, Progress
+    from polyvec.batch.run import Progress
 
 _SECONDS_BETWEEN_LINES = 10  # where stderr is a file
 

@@ -25,7 +25,7 @@ def embed(
         str,
         typer.Argument(
             metavar="INPUT",
-            help="Text (one a line), JSONL, CSV, Parquet; - is stdin. Into a folder also .gz, .zst, a folder, glob or URL.",
+            help="Text (one a line), JSONL, CSV, Parquet; - is stdin. Into a folder also .gz, .zst, folder, glob, URL.",
         ),
     ],
     output: Annotated[
@@ -61,7 +61,8 @@ def embed(
     ] = None,
     part_rows: Annotated[int, typer.Option(help="Rows in a part.", rich_help_panel=_JOB)] = 8192,
     dedupe: Annotated[
-        str, typer.Option(help="Embed equal texts once in the whole job, or in each part: job, part.", rich_help_panel=_JOB)
+        str,
+        typer.Option(help="Embed equal texts once in the whole job, or in each part: job, part.", rich_help_panel=_JOB),
     ] = "job",
     replace: Annotated[
         bool, typer.Option("--replace", help="Make anew a folder of another model or options.", rich_help_panel=_JOB)
