@@ -45,8 +45,8 @@ class Here:
             yield list(slice_facts(fs, unit, job))
 
     def embed(self, fs: Any, runs: Sequence[Run], job: Job, folder: Folder, schema: Any) -> Iterator[Receipt]:
-        self._worker = self._worker or Worker(job, folder, schema)
         for run in runs:
+            self._worker = self._worker or Worker(job, folder, schema)
             for part, piece in read_run(fs, run, job):
                 yield self._worker.lend(part, piece) if run.is_lending else self._worker.finish(part, piece)
 

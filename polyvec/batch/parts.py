@@ -6,6 +6,7 @@ Shape letters: C chunks in a text, M kept width.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def read_lent(data: bytes, job: Job) -> dict[int, Result | str]:
     vectors = flat.astype(storage_dtype(job.stamp["dtype"])).reshape(table.num_rows, -1) if table.num_rows else flat
     rows = table.drop_columns(["embedding"]).to_pylist()
     edges = [i for i, row in enumerate(rows) if i == 0 or row["row"] != rows[i - 1]["row"]]
-    for start, stop in zip(edges, [*edges[1:], len(rows)], strict=True):
+    for start, stop in itertools.pairwise([*edges, len(rows)]):
         first = rows[start]
         spans = None if job.late_chunking is None else [(r["start"], r["end"]) for r in rows[start:stop]]
         results[first["row"]] = Result(vectors[start:stop], first["num_tokens"], first["truncated"], spans)
@@ -127,7 +128,7 @@ def kept_schema(records: Sequence[Record], names: Sequence[str], where: str) -> 
     fields = []
     for name in names:
         try:
-            fields.append(pa.field(name, pa.infer_type([r[name] for r in records])))
+            fields.append(pa.field(name, pa.array([r[name] for r in records]).type))
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise InputError(
                 f"column {name!r} must have one type to be kept, got near {where}: {error}; leave it out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from polyvec.batch.engines import Here
 from polyvec.batch.job import Job
 from polyvec.batch.run import Prepared, prepare, run
 from polyvec.cli.common import make_stamp
+from polyvec.samples import corpus
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,20 @@ class Output:
 
     def parts(self) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in self.folder.glob("part-*")}
+
+
+@pytest.fixture(scope="session")
+def calibrated(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with ranges for int8."""
+    folder = tmp_path_factory.mktemp("calibrated") / "tiny"
+    shutil.copytree(model_folder, folder)
+    Embedder(folder, engine="onnx").calibrate(row["text"] for row in corpus()[:20])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def embedder(calibrated: Path) -> Embedder:
+    return Embedder(calibrated, engine="onnx")
 
 
 @pytest.fixture(scope="session")

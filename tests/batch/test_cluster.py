@@ -15,10 +15,10 @@ from polyvec.errors import InputError
 KILLS = Path(__file__).parents[2] / "benchmarks" / "kills.py"
 
 
-def test_killed_at_random_a_cluster_gives_the_bytes_of_a_clean_process(model_folder: Path) -> None:
+def test_killed_at_random_a_cluster_gives_the_bytes_of_a_clean_process(calibrated: Path) -> None:
     # A process of its own: Ray's warnings are not ours to raise, nor its threads to leave in this one.
     command = [sys.executable, str(KILLS), "--texts", "800", "--kills", "3", "--part-rows", "40", "--engine", "onnx"]
-    done = subprocess.run([*command, "--model", str(model_folder)], capture_output=True, text=True)
+    done = subprocess.run([*command, "--model", str(calibrated)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     result = json.loads(done.stdout[done.stdout.index("{\n") :])
     assert sorted(kill["kind"] for kill in result["killed"]["kills"]) == ["driver", "raylet", "worker"]

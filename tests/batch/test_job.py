@@ -27,7 +27,7 @@ from tests.batch.conftest import Output
 Embed = Callable[..., Output]
 Plan = Callable[..., Prepared]
 
-TEXTS = [f"the router number {i % 9} is late {'again ' * (i % 5)}" for i in range(26)]
+TEXTS = [f"the router number {i % 9} is late {'again ' * (i % 3)}" for i in range(26)]
 
 
 def write(path: Path, texts: list[Any] = TEXTS) -> Path:

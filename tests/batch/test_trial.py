@@ -113,10 +113,10 @@ app()
 """
 
 
-def test_a_text_that_kills_its_process_ends_in_the_rejects(tmp_path: Path, model_folder: Path) -> None:
+def test_a_text_that_kills_its_process_ends_in_the_rejects(tmp_path: Path, calibrated: Path) -> None:
     source = write(tmp_path / "in.jsonl", ["a", "b", "the POISON", "c", "the POISON", "d"])
     command = [sys.executable, "-c", KILLER, "embed", str(source), "-o", str(tmp_path / "out"), "--engine", "onnx"]
-    command += ["--model", str(model_folder), "--part-rows", "4"]
+    command += ["--model", str(calibrated), "--part-rows", "4"]
     codes = []
     while not codes or codes[-1] == -signal.SIGKILL:
         assert len(codes) < 15, "livelock"
