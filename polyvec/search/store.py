@@ -204,7 +204,7 @@ class Store:
 
     def _nearest(self, vector: NDArray[np.float32] | None, limit: int, condition: str | None) -> list[dict[str, Any]]:
         """Return rows by falling cosine, which is their ``_score``."""
-        query = self._table.search(vector, vector_column_name="vector", query_type="vector")
+        query: Any = self._table.search(vector, vector_column_name="vector", query_type="vector")
         query = query.distance_type("dot").nprobes(_PROBED)  # of unit vectors: 1 - the cosine
         query = query.refine_factor(max(2, _RESCORED // limit))
         return [{**row, "_score": 1 - row["_distance"]} for row in _fetch(query, limit, condition, "_distance")]
