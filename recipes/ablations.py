@@ -67,6 +67,7 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder of the runs.")],
     steps: int = 40,
     limit: Annotated[int, typer.Option(help="Development queries of each language.")] = 100,
+    bf16: Annotated[bool, typer.Option(help="Multiply in bfloat16; for processors with instructions for it.")] = False,
 ) -> None:
     """Train every variant, score it, print one JSON line of each."""
     work.mkdir(parents=True, exist_ok=True)
@@ -97,7 +98,7 @@ def main(
     first = "two adapters, prompts"
     scores: dict[str, dict[str, Observations]] = {}
     for name, variant in variants.items():
-        model = trained(name, variant, work, steps)
+        model = trained(name, replace(variant, fields={**variant.fields, "bf16": bf16}), work, steps)
         vectors = remembering(variant.encode(model))
         scores[name] = {kind: measure(encode) for kind, encode in forms(vectors).items()}
         scores[name] |= {f"{kind} cases": won(found, vectors) for kind, found in held_out.items()}
