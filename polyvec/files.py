@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -117,9 +117,7 @@ def parquet_rows(
         with pq.ParquetFile(source) as file:
             kept = None if columns is None else [c for c in columns if c in file.schema_arrow.names]
             batches = file.iter_batches(batch_size=_PARQUET_ROWS, columns=kept, row_groups=row_groups)
-            rows = (row for batch in batches for row in batch.to_pylist())
-            for number, row in enumerate(rows, start=first):
-                yield _checked(row, name, number, column)
+            yield from checked_rows((r for b in batches for r in b.to_pylist()), name, column=column, first=first)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{name} must be a readable Parquet file, got: {error}") from error
 
@@ -146,6 +144,12 @@ def column_names(path: Path) -> list[str]:
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:1 must be one JSON value, got {error}") from error
     return list(row) if isinstance(row, dict) else []
+
+
+def checked_rows(rows: Iterable[Record], name: str, *, column: str, first: int = 1) -> Iterator[Record | InputError]:
+    """Yield ``rows``, numbered from ``first``; in place of a row without a text, its error."""
+    for number, row in enumerate(rows, start=first):
+        yield _checked(row, name, number, column)
 
 
 def parquet_columns(path: Path) -> list[str]:

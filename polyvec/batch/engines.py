@@ -37,7 +37,8 @@ class Here:
 
     workers = 1
 
-    def __init__(self) -> None:
+    def __init__(self, *, memory_mb: float | None = None) -> None:
+        self._memory_mb = memory_mb
         self._worker: Worker | None = None
 
     def facts(self, fs: Any, units: Sequence[Unit], job: Job) -> Iterator[list[SliceFacts]]:
@@ -46,7 +47,7 @@ class Here:
 
     def embed(self, fs: Any, runs: Sequence[Run], job: Job, folder: Folder, schema: Any) -> Iterator[Receipt]:
         for run in runs:
-            self._worker = self._worker or Worker(job, folder, schema)
+            self._worker = self._worker or Worker(job, folder, schema, memory_mb=self._memory_mb)
             for part, piece in read_run(fs, run, job):
                 yield self._worker.lend(part, piece) if run.is_lending else self._worker.finish(part, piece)
 
@@ -60,13 +61,14 @@ class _Given:
     folder: Folder
     schema: Any
     threads: int
+    memory_mb: float | None
 
 
 class OnRay:
     """A Ray cluster at ``address``: ``auto`` for the one of this machine, or ``ray://HOST:PORT``.
 
     A reader's slices stream to ``workers`` actors, each with one model, ``cpus`` cores, ``gpus`` of a GPU and
-    ``memory_bytes``; Ray holds readers back, restarts what dies and runs again what was lost.
+    ``memory_mb`` that no text may exceed; Ray holds readers back, restarts what dies and runs again what was lost.
     Raises ``InputError`` for a cluster that cannot be reached or that is too small.
     """
 
@@ -77,7 +79,7 @@ class OnRay:
         workers: int | None = None,
         cpus: float = 1,
         gpus: float = 0,
-        memory_bytes: float | None = None,
+        memory_mb: float | None = None,
     ) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
@@ -99,7 +101,7 @@ class OnRay:
             raise InputError(
                 f"workers must be at most {most}, what the cluster has of {'GPU' if gpus else 'CPU'}, got {workers}"
             )
-        self._cpus, self._gpus, self._memory = cpus, gpus, memory_bytes
+        self._cpus, self._gpus, self._memory_mb = cpus, gpus, memory_mb
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -119,9 +121,9 @@ class OnRay:
         if not runs:
             return
         # By value: what an actor is made from must outlive every node, or it could not be made again.
-        given = pickle.dumps(_Given(fs, job, folder, schema, max(1, int(self._cpus))))
+        given = pickle.dumps(_Given(fs, job, folder, schema, max(1, int(self._cpus)), self._memory_mb))
         workers = min(self.workers, sum(len(run.parts) for run in runs))
-        resources = {"num_cpus": self._cpus, "num_gpus": self._gpus, "memory": self._memory}
+        resources = {"num_cpus": self._cpus, "num_gpus": self._gpus, "memory": (self._memory_mb or 0) * 2**20}
         slices = self._items([pickle.dumps((fs, run, job)) for run in runs]).flat_map(_read, num_cpus=0)
         yield from self._results(
             slices.map_batches(
@@ -170,7 +172,11 @@ class _Embed:
     """A worker: slices to receipts."""
 
     def __init__(self, given: bytes) -> None:
+        from ray.util.metrics import Counter
+
         self._given: _Given = pickle.loads(given)
+        names = ("rows", "tokens", "rejects")
+        self._counters = {n: Counter(f"polyvec_{n}_total", description=f"{n} of this worker") for n in names}
         self._worker: Worker | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -182,9 +188,15 @@ class _Embed:
         is_lending, part, piece = work
         given = self._given
         try:
-            self._worker = self._worker or Worker(given.job, given.folder, given.schema, threads=given.threads)
-            return self._worker.lend(part, piece) if is_lending else self._worker.finish(part, piece)
+            self._worker = self._worker or Worker(
+                given.job, given.folder, given.schema, threads=given.threads, memory_mb=given.memory_mb
+            )
+            receipt = self._worker.lend(part, piece) if is_lending else self._worker.finish(part, piece)
         except PolyvecError as error:
             return error
         except OSError as error:
             return WorkerError(f"output must be readable and writable, got {given.folder.location}: {error}")
+        for name, counter in self._counters.items():
+            value = receipt.get(name, 0)
+            counter.inc(len(value) if isinstance(value, list) else value)
+        return receipt

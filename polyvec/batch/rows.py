@@ -10,8 +10,8 @@ from typing import Any
 
 from polyvec.batch.job import Job
 from polyvec.batch.storage import InputFile
-from polyvec.errors import InputError
-from polyvec.files import CSV_SUFFIXES, Record, parquet_rows, text_rows
+from polyvec.errors import InputError, MissingExtraError
+from polyvec.files import CSV_SUFFIXES, Record, checked_rows, parquet_rows, text_rows
 
 _SLICE_CHARACTERS = 8_000_000  # a slice of long texts ends early: memory is bounded by characters, not by rows
 _UNIT_ROWS = 1 << 17  # of Parquet, whose row groups can be read by several readers
@@ -139,7 +139,25 @@ def _records(fs: Any, unit: Unit, job: Job) -> Iterator[Record | InputError]:
                     first=unit.first_row,
                 )  # fmt: skip
             return
+        if file.suffix == ".lance":
+            yield from _lance_rows(file, job)
+            return
         with file.open_text(fs, newline="" if file.suffix in CSV_SUFFIXES else None) as text:
             yield from text_rows(text, file.name, suffix=file.suffix, column=job.column)
     except (OSError, EOFError) as error:
         raise InputError(f"{file.name} must be readable to its end, got: {error}") from error
+
+
+def _lance_rows(file: InputFile, job: Job) -> Iterator[Record | InputError]:
+    try:
+        import lancedb
+    except ImportError as error:
+        raise MissingExtraError.of("Lance", "search") from error
+    folder, _, name = file.path.rpartition("/")
+    try:
+        table = lancedb.connect(folder or ".").open_table(name.removesuffix(".lance"))
+        columns = [column for column in job.columns() if column in table.schema.names]
+        batches = table.search().select(columns).limit(None).to_batches()
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"{file.name} must be a readable Lance dataset, got: {error}") from error
+    yield from checked_rows((row for batch in batches for row in batch.to_pylist()), file.name, column=job.column)

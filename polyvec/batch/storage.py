@@ -148,14 +148,14 @@ def input_files(source: str) -> list[InputFile]:
         info = fs.get_file_info(path)
         if info.type == FileType.File:
             return [InputFile(path, path.rsplit("/", 1)[-1], info.size)]
-        if info.type == FileType.Directory and not path.endswith(".lance"):
+        if info.type == FileType.Directory and path.rstrip("/").endswith(".lance"):
+            return [InputFile(source.rstrip("/"), path.rstrip("/").rsplit("/", 1)[-1], 0)]
+        if info.type == FileType.Directory:
             found = list(_below(fs, path, re.compile(".*", re.DOTALL)))
         elif any(c in path for c in "*?["):
             base = re.split(r"[*?\[]", path)[0].rsplit("/", 1)[0]
             # Of fnmatch, whose star crosses folders; ** reads as *.
             found = list(_below(fs, base, re.compile(translate(path[len(base) + 1 :].replace("**", "*")))))
-        elif info.type == FileType.Directory:
-            return [InputFile(path, path.rsplit("/", 1)[-1], 0)]
         else:
             raise InputError(f"input must be a file, folder, glob or URL, got {source}, which is not there")
     except OSError as error:

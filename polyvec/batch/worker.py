@@ -9,6 +9,7 @@ import warnings
 from functools import lru_cache
 from typing import Any
 
+from polyvec.batch.ceiling import set_ceiling, told
 from polyvec.batch.job import Job
 from polyvec.batch.parts import Result, lent_bytes, part_table, read_lent, table_bytes
 from polyvec.batch.plan import Part
@@ -31,8 +32,10 @@ class Worker:
     Raises ``WorkerError`` when this machine's model is not the job's, or when the output cannot be written.
     """
 
-    def __init__(self, job: Job, folder: Folder, schema: Any, *, threads: int | None = None) -> None:
-        self.job, self.folder, self.schema = job, folder, schema
+    def __init__(
+        self, job: Job, folder: Folder, schema: Any, *, threads: int | None = None, memory_mb: float | None = None
+    ) -> None:
+        self.job, self.folder, self.schema, self._memory_mb = job, folder, schema, memory_mb
         self.embedder = Embedder(job.model, engine=job.engine, threads=threads)
         if self.embedder.weights_hash != job.stamp["weights"]:
             raise WorkerError(
@@ -41,6 +44,8 @@ class Worker:
             )
         self._prompt = resolve_task(job.task, self.embedder.config.prompts).prompt
         self._lent = lru_cache(maxsize=_LENT_IN_MEMORY)(self._read_lent)
+        if memory_mb is not None:
+            set_ceiling(memory_mb)
 
     def lend(self, part: Part, piece: Slice) -> Receipt:
         """Embed what a part lends to others."""
@@ -113,7 +118,10 @@ class Worker:
             stream = self.embedder.encode_stream(
                 texts, task=job.task, dimensions=job.dimensions, dtype=job.dtype, late_chunking=job.late_chunking
             )
-            return [Result.of(embedding) for embedding in stream]
+            try:
+                return [Result.of(embedding) for embedding in stream]
+            except Exception as error:
+                raise told(error, self._memory_mb) from error
 
     def _read_lent(self, lender: str) -> dict[int, Result | str]:
         data = self.folder.read(lent_name(lender))

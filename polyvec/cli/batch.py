@@ -86,9 +86,8 @@ def _place(cluster: str | None, workers: int | None, cpus: float, gpus: float, m
     if cluster is None:
         if workers not in (None, 1):
             raise InputError(f"workers beyond one need a cluster, got --workers {workers}; see --cluster")
-        return Here()
-    memory_bytes = None if memory is None else memory * 1e6
-    return OnRay(cluster, workers=workers, cpus=cpus, gpus=gpus, memory_bytes=memory_bytes)
+        return Here(memory_mb=memory)
+    return OnRay(cluster, workers=workers, cpus=cpus, gpus=gpus, memory_mb=memory)
 
 
 class _Meter:

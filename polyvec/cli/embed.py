@@ -57,7 +57,8 @@ def embed(
     cpus: Annotated[float, typer.Option(help="Cores of a worker.", rich_help_panel=_JOB)] = 1,
     gpus: Annotated[float, typer.Option(help="GPUs of a worker; 0.5 shares one.", rich_help_panel=_JOB)] = 0,
     memory: Annotated[
-        float | None, typer.Option(help="MB of a worker, reserved on its node.", rich_help_panel=_JOB)
+        float | None,
+        typer.Option(help="MB that a worker may write to; a text that needs more is set aside.", rich_help_panel=_JOB),
     ] = None,
     part_rows: Annotated[int, typer.Option(help="Rows in a part.", rich_help_panel=_JOB)] = 8192,
     dedupe: Annotated[
@@ -87,7 +88,14 @@ def embed(
         )  # fmt: skip
         return
     check_file_options(
-        output, id=id_column, keep=keep, late_chunking=late_chunking, workers=workers, replace=replace, dry_run=dry_run
+        output,
+        id=id_column,
+        keep=keep,
+        late_chunking=late_chunking,
+        workers=workers,
+        memory=memory,
+        replace=replace,
+        dry_run=dry_run,
     )
     embedder = Embedder(model, engine=engine)
     stamp = make_stamp(embedder, task=task, dimensions=dimensions, dtype=dtype)

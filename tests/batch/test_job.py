@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lancedb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -64,8 +65,9 @@ def test_every_format_gives_the_same_vectors(tmp_path: Path, embed: Embed) -> No
     table = pa.table({"text": TEXTS, "lang": ["en"] * 26, "key": range(26)})
     pq.write_table(table, tmp_path / "in.parquet", row_group_size=10)
     (tmp_path / "in.txt").write_text("".join(f"{t}\n" for t in TEXTS))
+    lancedb.connect(tmp_path).create_table("in", table)
     first = embed(plain, tmp_path / "out", dtype="int8").table
-    for name in ("in.jsonl.gz", "in.jsonl.zst", "in.csv", "in.parquet", "in.txt"):
+    for name in ("in.jsonl.gz", "in.jsonl.zst", "in.csv", "in.parquet", "in.txt", "in.lance"):
         found = embed(tmp_path / name, tmp_path / f"out-{name}".replace(".", "-"), dtype="int8").table
         assert found["embedding"].equals(first["embedding"]), name
         assert found["id"].to_pylist() == [f"{name}:{i + 1}" for i in range(26)]

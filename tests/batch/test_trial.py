@@ -126,3 +126,26 @@ def test_a_text_that_kills_its_process_ends_in_the_rejects(tmp_path: Path, calib
     assert [r["row"] for r in output.rejects] == ["in.jsonl:3", "in.jsonl:5"]
     assert output.rejects[0]["reason"] == "ended its worker 2 times"
     assert len(output.table) == 4
+
+
+def test_a_text_that_needs_more_memory_than_is_allowed_is_set_aside(tmp_path: Path) -> None:
+    # polyvec-mini with 8192 tokens needs about 90 MB beyond what it has when it is open.
+    source = write(tmp_path / "in.jsonl", ["one", "router " * 9000, "two"])
+    probe = "from polyvec import Embedder; Embedder(engine='onnx').encode('a'); print(open('/proc/self/status').read())"
+    status = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout
+    data_mb = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData")) // 1024
+
+    def embed(memory: int, output: str) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, "-c", "from polyvec.cli import app; app()", "embed", str(source), "--engine", "onnx"]
+        command = [*program, "-o", str(tmp_path / output), "--memory", str(memory)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    tight = data_mb + 60
+    assert embed(tight, "tight").returncode == 0
+    output = Output(tmp_path / "tight")
+    assert output.table["id"].to_pylist() == ["in.jsonl:1", "in.jsonl:3"]
+    assert output.rejects[0]["reason"] == f"needs more memory than --memory {tight} MB"
+    refused = embed(20, "refused")
+    assert refused.returncode == 2 and "memory must be more than the " in refused.stderr
+    assert embed(3000, "ample").returncode == 0
+    assert len(Output(tmp_path / "ample").table) == 3
