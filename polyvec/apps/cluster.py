@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ _DENSITY_WIDTH = 15  # components for HDBSCAN, which finds no dense places in hu
 _MAP_TEXTS = 5000  # drawn at most: t-SNE takes seconds for these, and a screen shows no more
 _LABEL_WORDS = 3
 _WORD = re.compile(r"[^\W\d_]{3,}")
+_ANY_WORD = re.compile(r"[^\W\d_]+")
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]+")  # Thai to Han
 
 
@@ -64,12 +66,13 @@ def cluster(vectors: Vectors, *, num_clusters: int | None = None, min_size: int 
 def name_clusters(texts: Sequence[str], clusters: Clusters) -> list[str]:
     """Return a name for each of the C clusters: the words that are frequent in it and rare in the others.
 
-    Class-based TF-IDF (Grootendorst, arXiv 2203.05794, section 3.3), counting a word once a text.
+    Class-based TF-IDF (Grootendorst, arXiv 2203.05794, section 3.3), counting a word once a text, without the stop
+    words of the text's language.
     """
     counts = [Counter[str]() for _ in range(int(clusters.max(initial=NOISE)) + 1)]
     everywhere = Counter[str]()
     for text, number in zip(texts, clusters, strict=True):
-        words = _words(text)
+        words = _content_words(text)
         everywhere.update(words)
         if number != NOISE:
             counts[number].update(words)
@@ -91,6 +94,22 @@ def _words(text: str) -> set[str]:
     # Scripts without spaces: every two neighbours, which finds most words without a dictionary.
     pairs = (run[i : i + 2] for run in _UNSPACED.findall(text) for i in range(len(run) - 1))
     return {*spaced, *pairs}
+
+
+def _content_words(text: str) -> set[str]:
+    """Return the words of ``text`` without the stop words of its language: the one with most of them in it."""
+    own = _words(text)
+    every = set(_ANY_WORD.findall(text.casefold()))  # two letters tell a language too
+    stop = max(_stop_words(), key=lambda words: len(every & words))
+    # One stop word alone may be a word of another language. Where all are stop words, they are what there is.
+    return own - stop or own if len(every & stop) >= 2 else own
+
+
+@cache
+def _stop_words() -> list[frozenset[str]]:
+    """Return the stop words of each language with spaces between words (recipes/stop_words.py)."""
+    text = (files("polyvec") / "apps" / "stop_words.json").read_text(encoding="utf-8")
+    return [frozenset(words) for words in json.loads(text).values()]
 
 
 def project(vectors: Vectors) -> NDArray[np.float32]:

@@ -37,6 +37,19 @@ def test_a_name_is_made_of_words_that_the_others_lack() -> None:
     assert name_clusters(["1 2", "3"], np.array([0, NOISE])) == ["cluster 0"]
 
 
+def test_a_name_has_no_stop_words_of_any_language() -> None:
+    texts = [
+        "Where is the order that I have made?", "I have not got the order", "The order is not there, is it?",
+        "Der Zug ist nicht da und wir warten", "Wo ist der Zug und wann kommt er?",
+        "Der Zug ist weg, und das ist nicht gut",
+        "les pommes sont dans le panier", "il y a des pommes dans la cuisine", "le gâteau est avec des pommes",
+    ]  # fmt: skip
+    assert [name.split(", ")[0] for name in name_clusters(texts, np.repeat([0, 1, 2], 3))] == ["order", "zug", "pommes"]
+    words = {word for name in name_clusters(texts, np.repeat([0, 1, 2], 3)) for word in name.split(", ")}
+    assert not words & {"the", "have", "not", "der", "ist", "und", "nicht", "les", "dans", "des"}
+    assert name_clusters(["this is the and", "this is the and"], np.array([0, 0])) != ["cluster 0"]
+
+
 def test_a_map_keeps_neighbours_and_holds_any_text(tmp_path: Path) -> None:
     places = project(VECTORS)
     distances = np.linalg.norm(places[:, None] - places[None], axis=2)
