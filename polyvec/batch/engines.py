@@ -82,6 +82,7 @@ class OnRay:
         memory_mb: float | None = None,
     ) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")  # tries to connect; Ray's 20 take ten minutes
         try:
             import ray
         except ImportError as error:

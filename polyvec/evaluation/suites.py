@@ -141,6 +141,7 @@ def score(
             parts = chunks(list(data.corpus.values()), second)
             owners = np.repeat(owners, [len(part) for part in parts])
             passages = np.concatenate(parts)
+            _check_finite(passages, [list(data.corpus.values())[i] for i in owners], suite.label)
         precise = None if exact is None else exact(texts, first)
         return score_ranking(data, rank(data, queries, passages, owners, precise))
     if not data.texts:
@@ -157,15 +158,19 @@ def _checked(encode: Encode, label: str) -> Encode:
         vectors = np.asarray(encode(texts, task), np.float32)
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise InputError(f"a model must give one vector a text, got shape {vectors.shape} for {len(texts)} texts")
-        broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-        if len(broken):
-            raise InputError(
-                f"vectors must be finite, got {len(broken)} of {len(texts)} with NaN or infinity in {label}, the first "
-                f"of the text {texts[broken[0]][:60]!r}; leave this model or dtype out"
-            )
+        _check_finite(vectors, texts, label)
         return vectors
 
     return run
+
+
+def _check_finite(vectors: Vectors, texts: Sequence[str], label: str) -> None:
+    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(broken):
+        raise InputError(
+            f"vectors must be finite, got {len(broken)} of {len(texts)} with NaN or infinity in {label}, the first "
+            f"of the text {texts[broken[0]][:60]!r}; leave this model or dtype out"
+        )
 
 
 def sts(data: Pairs, first: Vectors, second: Vectors) -> Score:

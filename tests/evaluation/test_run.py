@@ -129,3 +129,63 @@ def test_the_command_scores_a_file_and_writes_the_page(
     assert "cosine_ap" in CliRunner().invoke(app, command).stdout
     bad = CliRunner().invoke(app, ["evaluate", "sts=pairs.jsonl"])
     assert bad.exit_code == 2 and "must have the column 'score' for sts" in bad.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "pairs.jsonl",
+            '{"left": "x", "right": "y"}\n',
+            "must have columns of a suite, .* got left, right; rename them",
+        ),
+        ("set/qrels/test.tsv", "query-id\tcorpus-id\tscore\nq\tnobody\t1\n", "1 unknown, the first 'nobody'"),
+        (
+            "set/corpus.jsonl",
+            '{"_id": "d", "text": "x"}\n{"_id": "d", "text": "y"}\n',
+            "an id of its own, got 'd' again",
+        ),
+        ("set/corpus.jsonl", "", "corpus must hold at least one text, got none"),
+    ],
+)
+def test_bad_data_ends_the_command_before_anything_is_written(
+    name: str, text: str, message: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "set"
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text('{"_id": "d", "text": "x"}\n')
+    (folder / "queries.jsonl").write_text('{"_id": "q", "text": "?"}\n')
+    (folder / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+    (tmp_path / name).write_text(text)
+    page = tmp_path / "page.html"
+    page.write_text("of before")
+    command = ["evaluate", str(tmp_path / name.split("/")[0]), "--model", "bm25", "--html", str(page)]
+    result = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "out")])
+    assert result.exit_code == 2 and re.search(message, result.stderr), result.output
+    assert page.read_text() == "of before" and not (tmp_path / "out").exists()
+
+
+def test_vectors_with_nan_end_a_run_and_leave_what_is_there(tmp_path: Path) -> None:
+    def broken(texts: Sequence[str], adapter: str | None, prompt: str) -> Vectors:
+        return np.full((len(texts), 16), np.nan, np.float32)
+
+    run_cells(plan([random_system()], [SUITE]), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match="vectors must be finite, got 8 of 8 with NaN or infinity in words en"):
+        run_cells(plan([random_system(), System("peer", "w", "none", 16, broken)], [SUITE]), tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_results_of_other_weights_end_the_command(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"query": "rain?", "passage": "Rain falls."}\n')
+    command = ["evaluate", str(tmp_path / "pairs.jsonl"), "--model", "bm25", "-o", str(tmp_path / "out"), "--json"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    (cell,) = (tmp_path / "out").iterdir()
+    row = json.loads(cell.read_text())
+    cell.write_text(json.dumps({**row, "stamp": {**row["stamp"], "weights": "another"}}))
+    before = cell.read_bytes()
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2 and "must be of the same weights" in result.stderr
+    assert "choose another --output folder, or move it away" in result.stderr and cell.read_bytes() == before
+    nothing = CliRunner().invoke(app, ["evaluate"])
+    assert nothing.exit_code == 2 and "evaluate needs DATA or --mteb, got neither" in nothing.stderr
