@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -24,7 +24,9 @@ Record = dict[str, Any]
 Stamp = dict[str, Any]
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
-TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+CSV_SUFFIXES = (".csv", ".tsv")
+TABLE_SUFFIXES = (".jsonl", *CSV_SUFFIXES, ".parquet")
+VECTOR_SUFFIXES = (".jsonl", ".parquet", ".npy")
 _STAMP_KEY = b"polyvec"
 _PARQUET_ROWS = 4096
 
@@ -36,65 +38,114 @@ def read_records(path: Path | None, *, column: str = "text") -> Iterator[Record]
     a line. Raises ``InputError`` naming file and row for what cannot be read or has no such column.
     """
     if path is None:
-        yield from _lines(sys.stdin, column)
+        yield from _raised(text_rows(sys.stdin, "stdin", suffix=".txt", column=column))
         return
     suffix = path.suffix.lower()
     try:
         if suffix == ".parquet":
-            yield from _parquet_records(path, column)
+            yield from _raised(parquet_rows(path, str(path), column=column))
             return
-        with path.open(encoding="utf-8", newline="" if suffix in (".csv", ".tsv") else None) as file:
-            if suffix == ".jsonl":
-                yield from _json_records(file, path, column)
-            elif suffix in (".csv", ".tsv"):
-                yield from _csv_records(file, path, column)
-            else:
-                yield from _lines(file, column)
+        with path.open(encoding="utf-8", newline="" if suffix in CSV_SUFFIXES else None) as file:
+            yield from _raised(text_rows(file, str(path), suffix=suffix, column=column))
     except UnicodeDecodeError as error:
         raise _not_text(path, error) from error
     except OSError as error:
         raise _unreadable(path, error) from error
 
 
-def _lines(file: IO[str], column: str) -> Iterator[Record]:
-    for line in file:
-        yield {column: line.rstrip("\n")}
+def _raised(rows: Iterator[Record | InputError]) -> Iterator[Record]:
+    for row in rows:
+        if isinstance(row, InputError):
+            raise row
+        yield row
 
 
-def _json_records(file: IO[str], path: Path, column: str) -> Iterator[Record]:
+def text_rows(file: IO[str], name: str, *, suffix: str, column: str) -> Iterator[Record | InputError]:
+    """Yield the records of an open file of text by its ``suffix``; in place of a row without a text, its error."""
+    if suffix == ".jsonl":
+        yield from _json_rows(file, name, column)
+    elif suffix in CSV_SUFFIXES:
+        yield from _csv_rows(file, name, column, "\t" if suffix == ".tsv" else ",")
+    else:
+        for number, line in enumerate(file, start=1):
+            yield _checked({column: line.rstrip("\n")}, name, number, column)
+
+
+def _json_rows(file: IO[str], name: str, column: str) -> Iterator[Record | InputError]:
     for number, line in enumerate(file, start=1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number} must be one JSON value, got {error}") from error
+        except (json.JSONDecodeError, RecursionError) as error:
+            yield InputError(f"{name}:{number} must be one JSON value, got {error}")
+            continue
         row = {column: row} if isinstance(row, str) else row
-        if not isinstance(row, dict):
-            raise InputError(f"{path}:{number} must be a JSON object or string, got {type(row).__name__}")
-        yield _checked(row, path, number, column)
+        if isinstance(row, dict):
+            yield _checked(row, name, number, column)
+        else:
+            yield InputError(f"{name}:{number} must be a JSON object or string, got {type(row).__name__}")
 
 
-def _csv_records(file: IO[str], path: Path, column: str) -> Iterator[Record]:
+def _csv_rows(file: IO[str], name: str, column: str, delimiter: str) -> Iterator[Record | InputError]:
     csv.field_size_limit(2**31 - 1)  # the default refuses fields beyond 128 kB
-    reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    try:
-        for row in reader:
-            yield _checked(dict(row), path, reader.line_num, column)
-    except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num} must be CSV, got {error}") from error
+    reader = csv.DictReader(file, delimiter=delimiter)
+    while True:
+        try:
+            row = dict(next(reader))
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield InputError(f"{name}:{reader.line_num} must be CSV, got {error}")
+        else:
+            yield _checked(row, name, reader.line_num, column)
 
 
-def _parquet_records(path: Path, column: str) -> Iterator[Record]:
+def parquet_rows(
+    source: Any,
+    name: str,
+    *,
+    column: str,
+    columns: Sequence[str] | None = None,
+    row_groups: Sequence[int] | None = None,
+    first: int = 1,
+) -> Iterator[Record | InputError]:
+    """Yield the records of a Parquet file, a path or an open one; in place of a row without a text, its error.
+
+    ``columns`` and ``row_groups`` choose what is read, all if left out; ``first`` is the number of the first row.
+    """
     pa, pq = _pyarrow()
     try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, FileNotFoundError) as error:
-        raise InputError(f"{path} must be a readable Parquet file, got: {error}") from error
-    number = 0
-    with file:
-        for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
-            for row in batch.to_pylist():
-                number += 1
-                yield _checked(row, path, number, column)
+        with pq.ParquetFile(source) as file:
+            kept = None if columns is None else [c for c in columns if c in file.schema_arrow.names]
+            batches = file.iter_batches(batch_size=_PARQUET_ROWS, columns=kept, row_groups=row_groups)
+            rows = (row for batch in batches for row in batch.to_pylist())
+            for number, row in enumerate(rows, start=first):
+                yield _checked(row, name, number, column)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{name} must be a readable Parquet file, got: {error}") from error
+
+
+def column_names(path: Path) -> list[str]:
+    """Return the columns of a table's first row: of ``.parquet``, ``.jsonl``, and ``.csv`` or ``.tsv`` with a header.
+
+    Raises ``InputError`` for a file that cannot be read; an empty file has none.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return parquet_columns(path)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            line = file.readline()
+    except UnicodeDecodeError as error:
+        raise _not_text(path, error) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if suffix != ".jsonl":
+        return next(csv.reader([line], delimiter="\t" if suffix == ".tsv" else ","), [])
+    try:
+        row = json.loads(line or "{}")
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:1 must be one JSON value, got {error}") from error
+    return list(row) if isinstance(row, dict) else []
 
 
 def parquet_columns(path: Path) -> list[str]:
@@ -106,13 +157,13 @@ def parquet_columns(path: Path) -> list[str]:
         raise InputError(f"{path} must be a readable Parquet file, got: {error}") from error
 
 
-def _checked(row: Record, path: Path, number: int, column: str) -> Record:
+def _checked(row: Record, name: str, number: int, column: str) -> Record | InputError:
     if column not in row:
-        raise InputError(
-            f"{path}:{number} must have the column {column!r}, got {', '.join(map(str, row))}; see --column"
-        )
-    if not isinstance(row[column], str):
-        raise InputError(f"{path}:{number}: {column!r} must be a text, got {type(row[column]).__name__}")
+        columns = ", ".join(map(str, row))
+        return InputError(f"{name}:{number} must have the column {column!r}, got {columns}; see --column")
+    text = row[column]
+    if not isinstance(text, str):
+        return InputError(f"{name}:{number}: {column!r} must be a text, got {type(text).__name__}")
     return row
 
 
@@ -189,7 +240,7 @@ class _NpyFile:
 
 class _ParquetFile:
     def __init__(self, path: Path, stamp: Stamp) -> None:
-        self._pa, self._pq = _pyarrow()
+        self._pq = _pyarrow()[1]
         self._path, self._stamp = path, stamp
         self._rows: list[Record] = []
         self._vectors: list[NDArray[Any]] = []
@@ -203,13 +254,8 @@ class _ParquetFile:
             self._flush()
 
     def _flush(self) -> None:
-        pa = self._pa
-        table = pa.Table.from_pylist(self._rows, schema=self._schema)
-        self._schema = table.schema
-        flat = np.concatenate(self._vectors) if self._vectors else np.empty(0, storage_dtype(self._stamp["dtype"]))
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), packed_width(self._stamp))
-        table = table.append_column("embedding", vectors)
-        table = table.replace_schema_metadata({_STAMP_KEY: json.dumps(self._stamp).encode()})
+        table = vector_table(self._rows, self._vectors, self._stamp, schema=self._schema)
+        self._schema = table.schema.remove(table.schema.get_field_index("embedding"))
         if self._writer is None:
             self._writer = self._pq.ParquetWriter(self._path, table.schema, compression="zstd")
         self._writer.write_table(table)
@@ -220,6 +266,20 @@ class _ParquetFile:
             self._flush()
         if self._writer is not None:
             self._writer.close()
+
+
+def vector_table(
+    records: Sequence[Record], vectors: Sequence[NDArray[Any]], stamp: Stamp, *, schema: Any = None
+) -> Any:
+    """Return an Arrow table of records with their vectors (M,) under ``embedding``, and the stamp in its metadata.
+
+    ``schema`` is that of the records, found from them if left out.
+    """
+    pa, _ = _pyarrow()
+    table = pa.Table.from_pylist(records, schema=schema)
+    flat = np.concatenate(vectors) if vectors else np.empty(0, storage_dtype(stamp["dtype"]))
+    table = table.append_column("embedding", pa.FixedSizeListArray.from_arrays(pa.array(flat), packed_width(stamp)))
+    return table.replace_schema_metadata({_STAMP_KEY: json.dumps(stamp).encode()})
 
 
 def json_line(record: Record, vector: NDArray[Any]) -> str:

@@ -14,28 +14,53 @@ from torch import Tensor
 from polyvec.model.pooling import truncate
 
 
-def info_nce(queries: Tensor, passages: Tensor, *, temperature: float, hardness: float = 0.0) -> Tensor:
+def info_nce(
+    queries: Tensor,
+    passages: Tensor,
+    *,
+    temperature: float,
+    hardness: float = 0.0,
+    guard: float = 0.0,
+    related: Tensor | None = None,
+) -> Tensor:
     """In-batch InfoNCE in nats: passages[i] answers queries[i], every other row is a negative. (B, M), (P, M), P >= B.
 
     Rows of ``passages`` beyond the first B are hard negatives, shared by all queries (arXiv 2409.10173, section 4.3).
     Each negative counts exp(``hardness`` * cosine) times, the cosine held constant: the nearer, the more it weighs
-    (arXiv 2509.20354, section 2.2).
+    (arXiv 2509.20354, section 2.2). What is no negative of a query is left out of its sum: where ``related``, a (B, P)
+    mask, holds, and with a ``guard`` above 0 also what lies nearer than the answer by more than that, for it likely
+    answers too (arXiv 2506.05176, section 3.3).
     """
     cosines = queries @ passages.T  # (B, P)
     logits = cosines / temperature
+    answers = torch.eye(*logits.shape, dtype=torch.bool, device=logits.device)
     if hardness:
-        answers = torch.eye(*logits.shape, dtype=torch.bool, device=logits.device)
         logits = logits + (hardness * cosines.detach()).masked_fill(answers, 0.0)
+    if guard:
+        near = cosines > cosines.diagonal().unsqueeze(1) + guard
+        related = near if related is None else related | near
+    if related is not None:
+        logits = logits.masked_fill(related & ~answers, float("-inf"))
     return F.cross_entropy(logits, torch.arange(len(queries), device=logits.device))
 
 
-def pair_loss(queries: Tensor, passages: Tensor, *, temperature: float, hardness: float = 0.0) -> Tensor:
+def pair_loss(
+    queries: Tensor,
+    passages: Tensor,
+    *,
+    temperature: float,
+    hardness: float = 0.0,
+    guard: float = 0.0,
+    related: Tensor | None = None,
+) -> Tensor:
     """InfoNCE in both directions: the pair-training loss of arXiv 2409.10173, section 4.2. (B, M), (P, M), P >= B.
 
     Passages beyond the first B are hard negatives; backwards, only answers ask for their queries.
     """
-    forwards = info_nce(queries, passages, temperature=temperature, hardness=hardness)
-    return forwards + info_nce(passages[: len(queries)], queries, temperature=temperature, hardness=hardness)
+    back = None if related is None else related[:, : len(queries)].T
+    options = {"temperature": temperature, "hardness": hardness, "guard": guard}
+    forwards = info_nce(queries, passages, **options, related=related)
+    return forwards + info_nce(passages[: len(queries)], queries, **options, related=back)
 
 
 def orthogonal_regularisation(embeddings: Tensor) -> Tensor:

@@ -26,9 +26,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import typer
@@ -36,11 +37,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyvec.data.filters import overlaps
-from polyvec.data.sampling import GroupedSampler, LabelSampler
 from polyvec.data.tokenized import TokenizedTexts
 from polyvec.evaluation.metrics import Vectors
 from polyvec.evaluation.readers import read_suites
 from polyvec.evaluation.suites import Encode, score
+from polyvec.files import Record
 from polyvec.inference.batching import plan_batches
 from polyvec.inference.embedder import Embedder
 from polyvec.inference.export import export_onnx
@@ -51,18 +52,13 @@ from polyvec.model.pooling import mean_pool
 from polyvec.model.weights import load_encoder, save_encoder
 from polyvec.tasks import NO_ADAPTER
 from polyvec.text.tokenizer import Tokenizer
-from polyvec.training.adapters import (
-    TextEncoder,
-    classification_step,
-    freeze_base,
-    retrieval_step,
-    separation_step,
-    switch_dropout_off,
-    text_matching_step,
-)
+from polyvec.training.adapters import switch_dropout_off
 from polyvec.training.checkpoint import Checkpoint
 from polyvec.training.distill import StaticStudent, co_occurrence_table, distillation_loss, grow
 from polyvec.training.loop import Schedule, fast_short_texts, train
+from polyvec.training.objectives import group_of
+from polyvec.training.run import Run
+from polyvec.training.stages import run_stage
 from polyvec.training.teachers import OnnxTeacher, combine, rotate_like
 from polyvec.training.vocabulary import balanced_sample, train_unigram
 
@@ -152,9 +148,7 @@ def tokenise(parallel: dict[str, list[str]], english: list[str], work: Path) -> 
 
 
 def open_tokenizer(work: Path) -> Tokenizer:
-    config = mini()
-    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
-    return Tokenizer.from_file(work / "tokenizer.json", vocab_size=config.vocab_size, **ids)
+    return Tokenizer.from_file(work / "tokenizer.json", **mini().tokenizer_ids)
 
 
 class Distillation:
@@ -258,55 +252,53 @@ def adapters(
     bf16: BFloat16 = False,
 ) -> None:
     """Stage 4: the five adapters over the frozen base, one task after the other."""
-    torch.manual_seed(2)
-    encoder = load_encoder(work / "distil").train()
-    switch_dropout_off(encoder)
-    config, dims = encoder.config, encoder.config.matryoshka_dims
-    parameters = freeze_base(encoder)
-    encode = TextEncoder(encoder, open_tokenizer(work), max_tokens=160, bf16=bf16)
-
-    graded = pq.read_table(data / "train/sts.parquet").to_pylist()
-    labelled = pq.read_table(data / "train/classification.parquet").to_pylist()
-    retrieval = GroupedSampler(search_pairs(data), smallest=300, seed=3)
-    similarity = GroupedSampler(
-        ((r["lang"], (r["text_a"], r["text_b"], r["score"])) for r in graded), smallest=500, seed=4
-    )
-    parallel = pq.read_table(data / "train/parallel.parquet").to_pylist()
-    bitext = GroupedSampler(
-        ((r["lang"], (r["en"], r["text"])) for r in parallel if 30 < len(r["en"]) <= MAX_CHARACTERS),
-        smallest=1000,
-        seed=5,
-    )
-    rows = [((r["lang"], r["source"]), r["label"], r["text"]) for r in labelled]
-    classes = LabelSampler(rows, per_class=2, seed=6)
-    clusters = LabelSampler(rows, per_class=8, seed=7)
-
-    def search_step(step: int) -> Tensor:
-        # Every third batch is of translations: without them the two adapters forget that languages share a space.
-        return retrieval_step(encode, (bitext if step % 3 == 2 else retrieval).draw(step, 80), dims=dims)
-
-    steps_of: dict[str, Callable[[int], list[Tensor]]] = {
-        "retrieval": lambda step: [search_step(step)],
-        "text-matching": lambda step: [
-            text_matching_step(encode, similarity.draw(step, 48), bitext.draw(step, 24), dims=dims)
-        ],
-        "classification": lambda step: [classification_step(encode, classes.draw(step, 64)[0], dims=dims)],
-        "separation": lambda step: [separation_step(encode, *clusters.draw(step, 12), dims=dims)],
+    search, equals = work / "search.parquet", work / "translations.parquet"
+    pq.write_table(pa.Table.from_pylist(list(search_pairs(data))), search)
+    pq.write_table(pa.Table.from_pylist(list(translations(data))), equals)
+    graded, labelled = data / "train/sts.parquet", data / "train/classification.parquet"
+    # Every third retrieval batch is of translations: without them the two adapters forget that languages share a space.
+    runs: dict[str, dict[str, Any]] = {
+        "retrieval": {"data": (search, equals), "shares": (2.0, 1.0), "batch_size": 80},
+        "text-matching": {"data": (graded, equals), "shares": (3.0, 1.0), "batch_size": 48},
+        "classification": {"data": (labelled,), "batch_size": 64, "negatives": 0},
+        "separation": {"data": (labelled,), "batch_size": 96},
     }
-    for name, shares in steps_of.items():
-        # A fresh optimiser each: stale momentum would move adapters that this task does not train.
-        schedule = Schedule(steps=steps, learning_rate=learning_rate, warmup_steps=10)
-        train([(parameters, 1.0)], shares, schedule, log_path=work / f"{name}.jsonl")
-        save_encoder(encoder, work / "adapters")
-    print(json.dumps({"stage": "adapters", "steps": steps, "tasks": list(config.tasks)}))
+    model = work / "distil"
+    (work / "distil/tokenizer.json").write_bytes((work / "tokenizer.json").read_bytes())
+    for seed, (stage, fields) in enumerate(runs.items(), start=3):
+        run = Run(
+            stage=stage,
+            model=str(model),
+            output=str(work / stage),
+            steps=steps,
+            learning_rate=learning_rate,
+            max_tokens=160,
+            bf16=bf16,
+            seed=seed,
+            **{**fields, "data": tuple(map(str, fields["data"]))},
+        )
+        losses = run_stage(run, report=lambda row: print(json.dumps(row), flush=True))
+        print(json.dumps({"stage": stage, "steps": steps, "loss": [losses[0], losses[-1]]}), flush=True)
+        model = work / stage
 
 
-def search_pairs(data: Path) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
-    """Yield (language, source) with query and passage; a quarter of the package descriptions, which are formulaic."""
-    for i, r in enumerate(pq.read_table(data / "train/pairs.parquet").to_pylist()):
-        if overlaps(r["query"], r["passage"]) or (r["source"] == "debian-descriptions" and i % 4):
-            continue
-        yield (r["lang"], r["source"]), (r["query"], r["passage"])
+def search_pairs(data: Path) -> Iterator[Record]:
+    """Yield pairs of groups that have 300, and a quarter of the package descriptions, which are formulaic."""
+    rows = [
+        r
+        for i, r in enumerate(pq.read_table(data / "train/pairs.parquet").to_pylist())
+        if not overlaps(r["query"], r["passage"]) and (r["source"] != "debian-descriptions" or i % 4 == 0)
+    ]
+    sizes = Counter(map(group_of, rows))
+    yield from (r for r in rows if sizes[group_of(r)] >= 300)
+
+
+def translations(data: Path) -> Iterator[Record]:
+    """Yield English sentences with a translation, of languages that have 1,000."""
+    parallel = pq.read_table(data / "train/parallel.parquet").to_pylist()
+    rows = [r for r in parallel if 30 < len(r["en"]) <= MAX_CHARACTERS]
+    sizes = Counter(r["lang"] for r in rows)
+    yield from ({"text_a": r["en"], "text_b": r["text"], "lang": r["lang"]} for r in rows if sizes[r["lang"]] >= 1000)
 
 
 @app.command()
@@ -318,7 +310,7 @@ def finish(
     pairs: Annotated[int, typer.Option(help="Development rows per language; 0 is all.")] = 400,
 ) -> None:
     """Stage 5: half-precision weights, both ONNX graphs, int8 ranges, scores and the model card."""
-    save_encoder(load_encoder(work / "adapters"), output, dtype=torch.float16)
+    save_encoder(load_encoder(work / "separation"), output, dtype=torch.float16)
     shutil.copyfile(work / "tokenizer.json", output / "tokenizer.json")
     parity = {name: asdict(export_onnx(output, precision=name)) for name in ("fp32", "int8")}
     sample = pq.read_table(data / "train/parallel.parquet", columns=["text"]).column("text").to_pylist()

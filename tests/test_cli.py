@@ -13,6 +13,8 @@ import pytest
 
 from polyvec import Embedder
 from polyvec.files import read_vectors
+from polyvec.samples import corpus
+from polyvec.text.tokenizer import Tokenizer
 
 ENGLISH = ["The train is late.", "A cat sleeps on the chair.", "How do I change my password?"]
 GERMAN = ["Wie ändere ich mein Passwort?", "Der Zug hat Verspätung.", "Eine Katze schläft auf dem Stuhl."]
@@ -185,6 +187,19 @@ def test_export_writes_every_layout_and_each_loads(tmp_path: Path, model_folder:
     assert "int8 graph" in result.stderr and (tmp_path / "polyvec" / "model.int8.onnx").exists()
 
 
+def test_train_tokenizer_writes_one_and_reports_each_language(tmp_path: Path) -> None:
+    data, output = tmp_path / "texts.jsonl", tmp_path / "tokenizer.json"
+    data.write_text("".join(json.dumps(row) + "\n" for row in corpus()), encoding="utf-8")
+    options = ("--vocab-size", 900, "-o", output)
+    rows = [json.loads(line) for line in polyvec("train", "tokenizer", "--data", data, *options).stdout.splitlines()]
+    assert [row["lang"] for row in rows] == sorted({row["lang"] for row in corpus()})
+    assert all(row["tokens_per_word"] >= 1 for row in rows)
+    tokenizer = Tokenizer.from_file(output, vocab_size=900, bos_token_id=0, eos_token_id=2)
+    assert len(tokenizer.encode("a text")) > 2
+    result = polyvec("train", "tokenizer", "--data", data, "--vocab-size", 10, "-o", tmp_path / "x.json", code=2)
+    assert "vocab_size must be at least 300" in result.stderr and not (tmp_path / "x.json").exists()
+
+
 def test_train_adapter_adds_a_task_that_embed_knows(tmp_path: Path, model_folder: Path) -> None:
     data, output = tmp_path / "mine.csv", tmp_path / "legal"
     data.write_text("text,label\n" + "".join(f"{t},{i % 2}\n" for i, t in enumerate(ENGLISH * 4)), encoding="utf-8")
@@ -216,7 +231,7 @@ def test_train_adapter_adds_a_task_that_embed_knows(tmp_path: Path, model_folder
         (["search", "train", "notes.txt", "--top", "0"], "top must be at least 1"),
         (["search", "train"], "search needs FILES or --database, one of the two, got neither"),
         (["search", "train", "notes.txt", "-d", "db"], "one of the two, got both"),
-        (["search", "train", "notes.txt", "--mode", "text"], "--mode and --where need a database"),
+        (["search", "train", "notes.txt", "--mode", "text"], "--mode, --weight and --where need a database"),
         (["search", "train", "-d", "db"], "database must be one that polyvec made, got none in db"),
         (["search", "train", "-d", "notes.txt"], "database must be one that polyvec made"),
         (["index", "notes.txt", "-d", "notes.jsonl"], "database must be a folder or a URL"),

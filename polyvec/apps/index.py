@@ -19,7 +19,7 @@ from polyvec.apps.documents import MAX_MEGABYTES, Document, expand, read_documen
 from polyvec.apps.search import check_query
 from polyvec.errors import InputError
 from polyvec.inference.embedder import Embedder
-from polyvec.search.store import Hit, Passage, Store
+from polyvec.search.store import WEIGHT, Hit, Passage, Store
 from polyvec.text.chunking import passage_spans
 
 _READER = b"1"  # a new number when files are read or cut in a new way: then all of them are read again
@@ -123,19 +123,25 @@ class Index:
         return report
 
     def search(
-        self, query: str, *, mode: str = "hybrid", top: int = 10, where: Mapping[str, str] | None = None
+        self,
+        query: str,
+        *,
+        mode: str = "hybrid",
+        top: int = 10,
+        where: Mapping[str, str] | None = None,
+        weight: float = WEIGHT,
     ) -> list[Hit]:
         """Return the ``top`` passages that answer ``query``, best first.
 
-        ``mode`` is ``vector`` (meaning, across languages), ``text`` (words, BM25) or ``hybrid`` (both, by reciprocal
-        rank). ``where`` keeps passages of one ``source`` or ``heading`` (``*`` stands for anything), ``page``, or value
-        of another column of a table.
+        ``mode`` is ``vector`` (meaning, across languages), ``text`` (words, BM25) or ``hybrid`` (both, ``weight`` parts
+        of meaning to 1 - ``weight`` of words). ``where`` keeps passages of one ``source`` or ``heading`` (``*`` stands
+        for anything), ``page``, or value of another column of a table.
         """
         check_query(query)
         vector = None
         if mode != "text":
             vector = self.embedder.encode(query, task="retrieval.query", dimensions=self.store.stamp["dimensions"])
-        return self.store.search(vector, query, mode=mode, top=top, where=where)
+        return self.store.search(vector, query, mode=mode, top=top, where=where, weight=weight)
 
     def _groups(
         self, pending: Iterable[tuple[str, Path, str]], column: str, max_megabytes: float, report: Report

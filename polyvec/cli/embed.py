@@ -10,16 +10,27 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from polyvec.cli.batch import check_file_options, embed_folder, is_folder, job_of, parse_chunking
 from polyvec.cli.common import Column, Dimensions, EngineName, Model, TaskName, make_stamp, plain_errors
 from polyvec.files import json_line, read_records, vector_writer
 from polyvec.inference.embedder import Embedder
 from polyvec.streams import paired
 
+_JOB = "Into a folder"
+
 
 @plain_errors
 def embed(
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="Text (one a line), JSONL, CSV, Parquet; - is stdin.")],
-    output: Annotated[str, typer.Option("--output", "-o", help=".jsonl, .parquet or .npy; - for stdout.")] = "-",
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="Text (one a line), JSONL, CSV, Parquet; - is stdin. Into a folder also .gz, .zst, folder, glob, URL.",
+        ),
+    ],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help=".jsonl, .parquet or .npy; - for stdout; or a folder or its URL.")
+    ] = "-",
     task: TaskName = None,
     dimensions: Dimensions = None,
     dtype: Annotated[str, typer.Option(help="float32, float16, int8, binary or ubinary.")] = "float32",
@@ -28,8 +39,56 @@ def embed(
     batch_tokens: Annotated[int | None, typer.Option(help="Tokens in a batch; by default the fastest.")] = None,
     model: Model = None,
     engine: EngineName = "auto",
+    id_column: Annotated[
+        str | None, typer.Option("--id", help="Column of the ids; FILE:ROW if left out.", rich_help_panel=_JOB)
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Column to pass through; repeat it.", rich_help_panel=_JOB)
+    ] = None,
+    late_chunking: Annotated[
+        str | None, typer.Option(help="A row a chunk: sentence, or tokens a chunk.", rich_help_panel=_JOB)
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Ray cluster: auto, or ray://HOST:PORT.", rich_help_panel=_JOB)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Models at work on the cluster; as many as fit.", rich_help_panel=_JOB)
+    ] = None,
+    cpus: Annotated[float, typer.Option(help="Cores of a worker.", rich_help_panel=_JOB)] = 1,
+    gpus: Annotated[float, typer.Option(help="GPUs of a worker; 0.5 shares one.", rich_help_panel=_JOB)] = 0,
+    memory: Annotated[
+        float | None, typer.Option(help="MB of a worker, reserved on its node.", rich_help_panel=_JOB)
+    ] = None,
+    part_rows: Annotated[int, typer.Option(help="Rows in a part.", rich_help_panel=_JOB)] = 8192,
+    dedupe: Annotated[
+        str,
+        typer.Option(help="Embed equal texts once in the whole job, or in each part: job, part.", rich_help_panel=_JOB),
+    ] = "job",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Make anew a folder of another model or options.", rich_help_panel=_JOB)
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it takes, from a sample.", rich_help_panel=_JOB)
+    ] = False,
 ) -> None:
-    """Embed every text of INPUT, in memory that does not grow with it."""
+    """Embed every text of INPUT, in memory that does not grow with it.
+
+    Into a folder it is a job: it goes on where it stopped, does nothing twice, and sets aside rows that have no text.
+    """
+    if cluster is not None or is_folder(output):
+        job = job_of(
+            source=source, column=column, id_column=id_column, keep=tuple(keep or ()), model=model, engine=engine,
+            task=task, dimensions=dimensions, dtype=dtype, late_chunking=parse_chunking(late_chunking),
+            truncate=truncate, part_rows=part_rows, dedupe=dedupe,
+        )  # fmt: skip
+        embed_folder(
+            job, output, cluster=cluster, workers=workers, cpus=cpus, gpus=gpus, memory=memory, replace_other=replace,
+            dry_run=dry_run,
+        )  # fmt: skip
+        return
+    check_file_options(
+        output, id=id_column, keep=keep, late_chunking=late_chunking, workers=workers, replace=replace, dry_run=dry_run
+    )
     embedder = Embedder(model, engine=engine)
     stamp = make_stamp(embedder, task=task, dimensions=dimensions, dtype=dtype)
     records = read_records(None if source == "-" else Path(source), column=column)

@@ -10,7 +10,9 @@ import typer
 
 from polyvec.apps.documents import MAX_MEGABYTES
 from polyvec.apps.index import Index
+from polyvec.apps.vectors import add_vectors
 from polyvec.cli.common import Column, Dimensions, EngineName, Model, plain_errors, report_failures
+from polyvec.errors import InputError
 from polyvec.inference.embedder import Embedder
 
 Database = Annotated[str, typer.Option("--database", "-d", help="Folder or URL of the database.")]
@@ -19,9 +21,14 @@ Database = Annotated[str, typer.Option("--database", "-d", help="Folder or URL o
 @plain_errors
 def index(
     paths: Annotated[
-        list[Path], typer.Argument(help="Files and folders: text, Markdown, HTML, PDF, DOCX, JSONL, CSV, Parquet.")
-    ],
+        list[Path] | None,
+        typer.Argument(help="Files and folders: text, Markdown, HTML, PDF, DOCX, JSONL, CSV, Parquet."),
+    ] = None,
+    *,
     database: Database,
+    vectors: Annotated[
+        str | None, typer.Option(help="In place of PATHS: a folder that polyvec embed made with --keep text.")
+    ] = None,
     dimensions: Dimensions = None,
     column: Column = "text",
     max_megabytes: Annotated[float, typer.Option(help="Larger files are left out.")] = MAX_MEGABYTES,
@@ -32,7 +39,14 @@ def index(
 
     Files that cannot be read are listed at the end, and the exit code is 2; the others are in the database.
     """
+    if bool(paths) == (vectors is not None):
+        raise InputError(f"index needs PATHS or --vectors, one of the two, got {'both' if paths else 'neither'}")
     opened = Index(database, Embedder(model, engine=engine), dimensions=dimensions, create=True)
+    if vectors is not None:
+        count = add_vectors(opened, vectors, column=column)
+        typer.echo(f"{count} added; {len(opened.store)} passages in {database}", err=True)
+        return
+    assert paths
     report = opened.update(paths, column=column, max_megabytes=max_megabytes, progress=sys.stderr.isatty())
     typer.echo(f"{report}; {len(opened.store)} passages in {database}", err=True)
     report_failures(report.failed)

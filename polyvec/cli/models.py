@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +12,9 @@ import typer
 
 from polyvec import __version__
 from polyvec.cli.common import EngineName, Model, plain_errors
+from polyvec.errors import InputError
 from polyvec.inference.embedder import Embedder
+from polyvec.inference.engines import Engine
 
 
 @plain_errors
@@ -46,9 +50,25 @@ def export(
     ] = None,
     layout: Annotated[str, typer.Option(help="polyvec, hf (transformers + PEFT) or original (jina hub).")] = "polyvec",
     onnx: Annotated[str | None, typer.Option(help="Also write an ONNX graph: fp32 or int8.")] = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Suite, as of polyvec evaluate, of which the graph must keep 99.5 % of the score; repeat it."
+        ),
+    ] = None,
 ) -> None:
     """Write MODEL in another layout, or an ONNX graph of it, checked against its weights."""
     from polyvec.inference.convert import convert
 
-    for line in convert(model, output, layout=layout, onnx=onnx):
+    check: Callable[[Path], Callable[[Engine], None]] | None = None
+    if gate:
+        if onnx is None:
+            raise InputError("--gate checks a graph, got no --onnx; add it, or leave --gate out")
+        from polyvec.evaluation.gate import graph_gate
+        from polyvec.evaluation.readers import open_suites
+
+        suites = [suite for name in gate for suite in open_suites(name)]
+        check = functools.partial(graph_gate, suites=suites)
+
+    for line in convert(model, output, layout=layout, onnx=onnx, gate=check):
         typer.echo(line, err=True)

@@ -23,7 +23,7 @@ from polyvec.apps.search import search as search_documents
 from polyvec.cli.common import Column, Dimensions, EngineName, Model, plain_errors, report_failures
 from polyvec.errors import InputError
 from polyvec.inference.embedder import Embedder
-from polyvec.search.store import Hit, Passage
+from polyvec.search.store import WEIGHT, Hit, Passage
 
 
 @plain_errors
@@ -37,6 +37,9 @@ def search(
     ] = None,
     top: Annotated[int, typer.Option(help="Passages to show.")] = 5,
     mode: Annotated[str | None, typer.Option(help="vector, text (words) or hybrid (a database's default).")] = None,
+    weight: Annotated[
+        float | None, typer.Option(help=f"Share of meaning in a hybrid score, 0 to 1; {WEIGHT} if left out.")
+    ] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(help="KEY=VALUE: source, heading (* is anything), page, or a table's column. Of a database."),
@@ -53,8 +56,10 @@ def search(
         raise InputError("search needs FILES or --database, one of the two, got " + ("both" if files else "neither"))
     failures: list[str] = []
     if files:
-        if mode not in (None, "vector") or where:
-            raise InputError("--mode and --where need a database, got files; make one: polyvec index FILES -d DATABASE")
+        if mode not in (None, "vector") or where or weight is not None:
+            raise InputError(
+                "--mode, --weight and --where need a database, got files; make one: polyvec index FILES -d DATABASE"
+            )
         embedder = Embedder(model, engine=engine)
         documents = _documents(files, column, failures)
         started = time.perf_counter()
@@ -65,7 +70,10 @@ def search(
         assert database is not None
         index = Index(database, Embedder(model, engine=engine), dimensions=dimensions)
         started = time.perf_counter()
-        hits = index.search(query, mode=mode or "hybrid", top=top, where=_filters(where or []))
+        hits = index.search(
+            query, mode=mode or "hybrid", top=top, where=_filters(where or []),
+            weight=WEIGHT if weight is None else weight,
+        )  # fmt: skip
     milliseconds = (time.perf_counter() - started) * 1000
     for line in _lines(query, hits, as_json=as_json):
         typer.echo(line)

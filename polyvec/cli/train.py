@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -12,6 +13,9 @@ from typer.core import TyperGroup
 from polyvec.cli.common import Model, plain_errors
 from polyvec.errors import InputError, MissingExtraError
 from polyvec.inference.embedder import Embedder
+
+if TYPE_CHECKING:
+    from polyvec.training.run import Run
 
 
 class RunOrVerb(TyperGroup):
@@ -21,6 +25,14 @@ class RunOrVerb(TyperGroup):
         known = args[0] in self.commands or args[0].startswith("-")
         return super().resolve_command(ctx, args if known else ["run", *args])
 
+
+#: Kind of adapter -> stage that trains it.
+_STAGES = {
+    "retrieval": "retrieval",
+    "matching": "text-matching",
+    "classification": "classification",
+    "separation": "separation",
+}
 
 train_app = typer.Typer(
     cls=RunOrVerb,
@@ -39,19 +51,24 @@ def run(
 ) -> None:
     """Train one stage as RUN says; the same command again goes on where it stopped. Under torchrun, on many devices."""
     try:
-        from polyvec.training.distributed import is_first
         from polyvec.training.run import read_run
+    except ImportError as error:
+        raise MissingExtraError.of("train", "train") from error
+    _train(read_run(name, dict(_change(text) for text in set_ or ())))
+
+
+def _train(wanted: Run) -> None:
+    try:
+        from polyvec.training.distributed import is_first
         from polyvec.training.stages import run_stage
     except ImportError as error:
         raise MissingExtraError.of("train", "train") from error
-    changes = dict(_change(text) for text in set_ or ())
-    wanted = read_run(name, changes)
 
     def report(row: dict[str, float]) -> None:
-        speed = f"  {row['tokens_per_second']:,.0f} tokens/s"
+        speed = f"  {row['tokens_per_second']:,.0f} tokens/s  MFU {row['mfu']:.0%}"
         typer.echo(f"step {row['step']:.0f}/{wanted.steps}  loss {row['loss']:.4f}{speed}", err=True)
 
-    losses = run_stage(wanted, report=report)
+    losses = run_stage(wanted, report=report, notice=lambda sentence: typer.echo(sentence, err=True))
     if is_first():
         typer.echo(f"{wanted.stage}: loss {losses[0]:.3f} to {losses[-1]:.3f}, model in {wanted.output}", err=True)
 
@@ -66,12 +83,12 @@ def _change(text: str) -> tuple[str, str]:
 @train_app.command()
 @plain_errors
 def adapter(
-    data: Annotated[Path, typer.Option(help="JSONL, CSV or Parquet of examples.")],
+    data: Annotated[list[Path], typer.Option(help="JSONL, CSV or Parquet of examples; repeat it.")],
     kind: Annotated[
         str,
         typer.Option(
-            help="retrieval (query, passage), matching (text_a, text_b, score), classification or separation "
-            "(text, label)."
+            help="retrieval (query, passage), matching (text_a, text_b, score; or premise, hypothesis, label), "
+            "classification or separation (text, label)."
         ),
     ],
     name: Annotated[str, typer.Option(help="The new task; a retrieval pair is NAME.query and NAME.passage.")],
@@ -82,16 +99,25 @@ def adapter(
     learning_rate: Annotated[float, typer.Option(help="At its highest.")] = 1e-3,
     max_tokens: Annotated[int, typer.Option(help="Texts are cut here while training.")] = 256,
 ) -> None:
-    """Add a task of your own to MODEL: a new adapter, everything else bit for bit as it was."""
+    """Add a task of your own to MODEL: a new adapter, everything else bit for bit as it was.
+
+    The same command again goes on where it stopped.
+    """
     try:
-        from polyvec.training.own_adapter import train_adapter
+        from polyvec.training.own_adapter import new_tasks
+        from polyvec.training.run import Run
     except ImportError as error:
         raise MissingExtraError.of("train", "train") from error
-    names, losses = train_adapter(
-        model, data, output, kind=kind, name=name, steps=steps, batch_size=batch_size, learning_rate=learning_rate,
-        max_tokens=max_tokens,
+    if kind not in _STAGES:
+        raise InputError(f"kind must be one of {', '.join(_STAGES)}, got {kind!r}")
+    _train(
+        Run(
+            stage=_STAGES[kind], adapter=name, data=tuple(map(str, data)), output=str(output),
+            model=str(model or "polyvec-mini"), steps=steps, batch_size=batch_size, learning_rate=learning_rate,
+            max_tokens=max_tokens, warmup_steps=max(1, steps // 10),
+        )
     )  # fmt: skip
-    typer.echo(f"loss {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses)} steps", err=True)
+    names = list(new_tasks(name, _STAGES[kind]))
     typer.echo(f"{' and '.join(names)} in {output}; use it with --model {output} --task {names[0]}", err=True)
 
 
@@ -136,3 +162,38 @@ def cases(
         raise MissingExtraError.of("train", "train") from error
     count, negatives = cases_file(Embedder(model), data, output, kind=kind)
     typer.echo(f"{count} cases with {negatives} negatives in {output}", err=True)
+
+
+@train_app.command()
+@plain_errors
+def tokenizer(
+    data: Annotated[list[Path], typer.Option(help="JSONL, CSV or Parquet with text and lang; repeat it.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="tokenizer.json to write.")],
+    vocab_size: Annotated[int, typer.Option(help="Pieces, special ones and bytes included.")] = 40_000,
+    characters: Annotated[int, typer.Option(help="Text to learn from, all languages together.")] = 16_000_000,
+    smoothing: Annotated[float, typer.Option(help="A language counts by its size to this power.")] = 0.5,
+) -> None:
+    """Train a Unigram vocabulary, languages balanced, and print how many tokens each language's words take."""
+    from dataclasses import asdict
+
+    from polyvec.atomic import whole_file
+    from polyvec.files import read_records
+    from polyvec.training.vocabulary import balanced_sample, fertility, train_unigram
+
+    if vocab_size < 300 or characters < 1 or not 0 <= smoothing <= 1:
+        raise InputError(
+            "vocab_size must be at least 300, characters at least 1 and smoothing between 0 and 1, got "
+            f"{vocab_size}, {characters} and {smoothing}"
+        )
+    texts: dict[str, list[str]] = {}
+    for path in data:
+        for row in read_records(path):
+            if row["text"].strip():
+                texts.setdefault(str(row.get("lang") or "all"), []).append(row["text"])
+    if not texts:
+        raise InputError(f"{', '.join(map(str, data))} must hold texts, got none")
+    trained = train_unigram(balanced_sample(texts, budget_chars=characters, smoothing=smoothing), vocab_size=vocab_size)
+    with whole_file(output) as partial:
+        trained.save(str(partial))
+    for language in fertility(trained, {lang: own[:1000] for lang, own in texts.items()}):
+        typer.echo(json.dumps(asdict(language), ensure_ascii=False))

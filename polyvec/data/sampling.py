@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 Record = TypeVar("Record")
 
@@ -14,7 +16,8 @@ Record = TypeVar("Record")
 class GroupedSampler(Generic[Record]):
     """Draws a group, in proportion to its size to the power ``smoothing``, then records of it without repeats.
 
-    A draw is a function of (seed, step) alone, so that a run can resume at any step.
+    A draw is a function of (seed, step) alone, so that a run can resume at any step. ``mass`` is the sum of all groups'
+    sizes to that power.
     """
 
     def __init__(
@@ -24,8 +27,7 @@ class GroupedSampler(Generic[Record]):
         for key, record in keyed:
             groups.setdefault(key, []).append(record)
         self.groups: list[Sequence[Record]] = [rows for rows in groups.values() if len(rows) >= smallest]
-        shares = np.array([len(rows) ** smoothing for rows in self.groups])
-        self._shares = shares / shares.sum()
+        self.mass, self._shares = _shares([len(rows) for rows in self.groups], smoothing)
         self.seed = seed
 
     def draw(self, step: int, count: int) -> list[Record]:
@@ -35,24 +37,45 @@ class GroupedSampler(Generic[Record]):
         return [rows[i] for i in rng.choice(len(rows), size=min(count, len(rows)), replace=False)]
 
 
-class LabelSampler:
-    """Draws texts of one dataset, ``per_class`` of each of up to ``num_classes`` classes."""
+@dataclass(frozen=True)
+class Classmates:
+    """Queries, each with another text of its class, and texts of other classes, with the numbers of their classes."""
 
-    def __init__(self, labelled: Iterable[tuple[Hashable, str, str]], *, per_class: int, seed: int = 0) -> None:
-        """``labelled`` yields (dataset, label, text); a class with fewer than ``per_class`` texts is left out."""
+    queries: list[str]
+    positives: list[str]
+    labels: list[int]
+    others: list[str]
+    other_labels: list[int]
+
+
+class LabelSampler:
+    """Draws labelled texts of one dataset; a draw is a function of (seed, step) alone."""
+
+    def __init__(
+        self,
+        labelled: Iterable[tuple[Hashable, str, str]],
+        *,
+        per_class: int,
+        smoothing: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        """``labelled`` yields (dataset, label, text). A class of fewer than ``per_class`` texts is left out, and so is
+        a dataset with fewer than two classes left; none at all may be left in ``datasets``."""
         datasets: dict[Hashable, dict[str, list[str]]] = {}
         for dataset, label, text in labelled:
             datasets.setdefault(dataset, {}).setdefault(label, []).append(text)
         kept = [[t for t in classes.values() if len(t) >= per_class] for classes in datasets.values()]
         self.datasets = [classes for classes in kept if len(classes) > 1]
-        shares = np.array([sum(map(len, classes)) ** 0.5 for classes in self.datasets])
-        self._shares = shares / shares.sum()
+        self.mass, self._shares = _shares([sum(map(len, classes)) for classes in self.datasets], smoothing)
         self.per_class, self.seed = per_class, seed
 
-    def draw(self, step: int, num_classes: int) -> tuple[list[str], list[int]]:
-        """Return texts and their class numbers, class by class."""
+    def _draw(self, step: int) -> tuple[np.random.Generator, list[list[str]]]:
         rng = np.random.default_rng((self.seed, step))
-        classes = self.datasets[rng.choice(len(self.datasets), p=self._shares)]
+        return rng, self.datasets[rng.choice(len(self.datasets), p=self._shares)]
+
+    def draw(self, step: int, num_classes: int) -> tuple[list[str], list[int]]:
+        """Return ``per_class`` texts of each of up to ``num_classes`` classes and their class numbers."""
+        rng, classes = self._draw(step)
         texts: list[str] = []
         labels: list[int] = []
         for label, i in enumerate(rng.choice(len(classes), size=min(num_classes, len(classes)), replace=False)):
@@ -60,3 +83,29 @@ class LabelSampler:
             texts += [rows[j] for j in rng.choice(len(rows), size=self.per_class, replace=False)]
             labels += [label] * self.per_class
         return texts, labels
+
+    def draw_classmates(self, step: int, count: int, num_others: int) -> Classmates:
+        """Return up to ``count`` pairs of classmates, no text in two, every class as often as its size allows; and
+        ``num_others`` texts of other classes for each."""
+        rng, classes = self._draw(step)
+        unused = [rng.permutation(len(rows)).tolist() for rows in classes]
+        drawn = Classmates([], [], [], [], [])
+        while len(drawn.queries) < count and any(len(rest) > 1 for rest in unused):
+            for label in rng.permutation(len(classes)).tolist():
+                rest = unused[label]
+                if len(rest) < 2 or len(drawn.queries) == count:
+                    continue
+                drawn.queries.append(classes[label][rest.pop()])
+                drawn.positives.append(classes[label][rest.pop()])
+                drawn.labels.append(label)
+                for other in rng.integers(len(classes) - 1, size=num_others).tolist():
+                    other += other >= label  # any class but this
+                    drawn.others.append(classes[other][rng.integers(len(classes[other]))])
+                    drawn.other_labels.append(other)
+        return drawn
+
+
+def _shares(sizes: Sequence[int], smoothing: float) -> tuple[float, NDArray[np.float64]]:
+    """Return the sum of ``sizes`` to the power ``smoothing``, and what part of it each is."""
+    masses = np.array(sizes, np.float64) ** smoothing
+    return float(masses.sum()), masses / masses.sum() if len(masses) else masses

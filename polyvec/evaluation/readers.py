@@ -9,23 +9,26 @@
 | query, positives, negatives (lists) | reranking |
 | text, label, split (train or val, test) | classification |
 | text, label | clustering |
+| query, passage, negatives (a list) | failure-cases, if asked for; ``polyvec train cases`` writes them |
 
-A column ``lang``, else ``source``, parts a table into one suite a value.
+A column ``lang``, else ``source``, parts a table into one suite a value. From tables, and for ``passkey`` from nothing,
+are also built the suites of ``long_documents.py``.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from polyvec.data.failure_cases import read_cases
 from polyvec.errors import InputError
+from polyvec.evaluation.long_documents import DOCUMENTS, articles, needle, passkey
 from polyvec.evaluation.suites import TASKS, Labelled, Pairs, Ranking, Suite, check_ranking
-from polyvec.files import Record, parquet_columns, read_records
+from polyvec.files import Record, column_names, read_records
 
 _COLUMNS = {
     "sts": ("text_a", "text_b", "score"),
@@ -36,12 +39,34 @@ _COLUMNS = {
     "clustering": ("text", "label"),
     "bitext": ("text_a", "text_b"),
 }
+#: Suites of long documents that a table is made into -> its columns.
+_LONG = {"needle": ("query", "passage"), "articles": ("title", "text")}
 
 
-def read_suites(path: Path, *, kind: str | None = None, limit: int = 0) -> list[Suite]:
+def open_suites(name: str, *, limit: int = 0, langs: Collection[str] = ()) -> list[Suite]:
+    """Return the suites called PATH, KIND=PATH, needle=PATH, articles=PATH or passkey; see ``read_suites``.
+
+    ``langs`` keeps those languages or sources alone; none keeps all.
+    """
+    kind, equals, path = name.partition("=")
+    if name == "passkey":
+        return passkey(limit or DOCUMENTS)
+    if not equals:
+        return read_suites(Path(name), limit=limit, langs=langs)
+    if kind not in _LONG:
+        return read_suites(Path(path), kind=kind, limit=limit, langs=langs)
+    columns = _LONG[kind]
+    rows = [row for row in read_records(Path(path), column=columns[1]) if not langs or _group(row) in langs]
+    missing = [c for c in columns if any(row.get(c) is None for row in rows[:1])]
+    if missing or not rows:
+        raise InputError(f"{path} must have rows with {' and '.join(columns)} for {kind}, got none; see --lang too")
+    return (needle if kind == "needle" else articles)(rows, Path(path), count=limit or DOCUMENTS)
+
+
+def read_suites(path: Path, *, kind: str | None = None, limit: int = 0, langs: Collection[str] = ()) -> list[Suite]:
     """Return the suites in a folder of BEIR's layout or a table; ``kind`` where the columns leave a choice.
 
-    ``limit`` keeps the first rows of each language of a table; 0 keeps all.
+    ``limit`` keeps the first rows of each language of a table; 0 keeps all. ``langs`` keeps those languages or sources.
     """
     if kind is not None and kind not in TASKS:
         raise InputError(f"kind must be one of {', '.join(TASKS)}, got {kind!r}")
@@ -49,6 +74,8 @@ def read_suites(path: Path, *, kind: str | None = None, limit: int = 0) -> list[
         return [read_beir(path)]
     if path.suffix.lower() not in (".jsonl", ".csv", ".tsv", ".parquet"):
         raise InputError(f"{path} must be a folder, .jsonl, .csv, .tsv or .parquet; convert it, or name the folder")
+    if kind == "failure-cases":
+        return [_failure_cases(path, limit)]
     groups: dict[str, list[Record]] = {}
     chosen = kind
     for row in read_records(path, column=_first_column(path)):
@@ -58,10 +85,11 @@ def read_suites(path: Path, *, kind: str | None = None, limit: int = 0) -> list[
         missing = [c for c in _COLUMNS[chosen] if row.get(c) is None]
         if missing:
             raise InputError(f"{path} must have the column {missing[0]!r} for {chosen}, got {', '.join(row)}")
-        group = groups.setdefault(str(row.get("lang") or row.get("source") or ""), [])
-        group.append(row)
-    if chosen is None:
-        raise InputError(f"{path} must hold at least one row, got none")
+        if not langs or _group(row) in langs:
+            groups.setdefault(_group(row), []).append(row)
+    if chosen is None or not groups:
+        which = f" of {', '.join(langs)}" if langs else ""
+        raise InputError(f"{path} must hold at least one row{which}, got none")
     if chosen == "classification":  # one group: its splits have languages of their own
         groups = {"": [row for rows in groups.values() for row in rows]}
         limit = 0
@@ -75,28 +103,27 @@ def read_suites(path: Path, *, kind: str | None = None, limit: int = 0) -> list[
     return [Suite(chosen, name, build(rows[: limit or None], chosen, path), group) for group, rows in groups.items()]
 
 
+def _group(row: Record) -> str:
+    return str(row.get("lang") or row.get("source") or "")
+
+
+def _failure_cases(path: Path, limit: int) -> Suite:
+    """Rank the answer of each case among its own negatives, as the paper's hand-made examples (section 6.4)."""
+    rows = [
+        {"query": case.query, "positives": [case.passage], "negatives": list(case.negatives)}
+        for case in read_cases(path)[: limit or None]
+    ]
+    return Suite("failure-cases", path.stem, _reranking(rows, "failure-cases", path))
+
+
 def _first_column(path: Path) -> str:
     """Return the first known text column of a table's first row: what the reader is to check."""
-    if path.suffix.lower() == ".parquet":
-        names: Iterable[str] = parquet_columns(path)
-    else:
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                line = file.readline()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} must be a readable UTF-8 file, got: {error}") from error
-        if path.suffix.lower() == ".jsonl":
-            try:
-                names = json.loads(line or "{}")
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}:1 must be one JSON value, got {error}") from error
-        else:
-            names = next(csv.reader([line], delimiter="\t" if path.suffix.lower() == ".tsv" else ","), [])
+    names = column_names(path)
     known = [c for c in ("text_a", "query", "en", "text") if c in names]
     if not known:
         raise InputError(
             f"{path} must have columns of a suite, such as text_a and text_b, query and passage, or text and label, "
-            f"got {', '.join(map(str, names)) or 'none'}; rename them"
+            f"got {', '.join(names) or 'none'}; rename them"
         )
     return known[0]
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 
 from polyvec.errors import MissingExtraError
-from polyvec.evaluation.run import Row
+from polyvec.evaluation.run import Row, title
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -20,24 +20,44 @@ th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #ddd 
 
 
 def html_report(results: Sequence[Row], tests: Sequence[Row]) -> str:
-    """Return the page: a plot of every suite, languages as a heat map, quality against bytes, and all numbers."""
-    plots = [_by_suite(results), _by_language(results), _by_bytes(results)]
+    """Return the page: every suite, languages as a heat map, quality against size, length and time, and all numbers."""
+    plots = [
+        _by_suite(results),
+        _by_language(results),
+        _curves(
+            "Quality against dimensions", "kept components", results, lambda r: r["dimensions"],
+            lambda r: f"{_system(r, results)}, {r['kind']}, {r['dtype']}",
+        ),
+        _curves(
+            "Quality against bytes", "bytes of a text's vectors", results, lambda r: r["bytes_per_vector"],
+            lambda r: f"{_system(r, results)}, {r['kind']}, {r['dtype']}",
+        ),
+        _curves(
+            "Quality against length", "tokens of a document", results, lambda r: r["num_tokens"],
+            lambda r: f"{title(r, results)}, {r['suite']} {r['group'].removesuffix(str(r['num_tokens'])).strip()}",
+        ),
+        _by_time(results),
+    ]  # fmt: skip
     score_rows = [
         [
-            _title(r), f"{r['suite']} {r['group']}", f"{r['kind']}, {r['metric']}", f"{100 * r['score']:.2f}",
-            f"{100 * r['low']:.2f} to {100 * r['high']:.2f}", str(r["bytes_per_vector"]),
-            f"{r['texts_per_second']:.0f}" if r["texts_per_second"] else "", r["engine"], r["stamp"]["weights"],
+            title(r, results), f"{r['suite']} {r['group']}", f"{r['kind']}, {r['metric']}", f"{100 * r['score']:.2f}",
+            f"{100 * r['low']:.2f} to {100 * r['high']:.2f}", str(r["bytes_per_vector"] or ""),
+            f"{r['texts_per_second']:.0f}" if r["texts_per_second"] else "", _tasks(r), r["engine"],
+            r["stamp"]["weights"],
         ]
         for r in results
     ]  # fmt: skip
     test_rows = [
         [
-            f"{t['second']} minus {t['first']}", f"{t['suite']} {t['group']}", f"{t['dimensions'][1]} {t['dtype']}",
+            f"{t['second']} minus {t['first']}", f"{t['suite']} {t['group']}",
             f"{100 * t['difference']:+.2f}", f"{100 * t['low']:+.2f} to {100 * t['high']:+.2f}", f"{t['p']:.3f}",
         ]
         for t in tests
     ]  # fmt: skip
-    head = ["model", "suite", "metric", "score", "95 % interval", "bytes", "texts/s", "engine", "weights"]
+    head = [
+        "model", "suite", "metric", "score", "95 % interval", "bytes", "texts/s", "adapters and prompts", "engine",
+        "weights",
+    ]  # fmt: skip
     parts = [
         "<h1>Evaluation</h1>",
         "<p>Scores times 100; intervals by bootstrap over queries, pairs or texts. A blank speed: vectors were made "
@@ -48,7 +68,7 @@ def html_report(results: Sequence[Row], tests: Sequence[Row]) -> str:
     ]
     if test_rows:
         parts.append("<h2>Paired tests</h2>")
-        parts.append(_table(["difference", "suite", "vectors", "points", "95 % interval", "p"], test_rows))
+        parts.append(_table(["difference", "suite", "points", "95 % interval", "p"], test_rows))
     body = "\n".join(part for part in parts if part)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Evaluation</title>'
@@ -56,9 +76,15 @@ def html_report(results: Sequence[Row], tests: Sequence[Row]) -> str:
     )
 
 
-def _title(row: Row) -> str:
-    task = "" if row["adapter"] or row["prompts"] else ", no task"
-    return f"{row['model']}, {row['dimensions']} {row['dtype']}{task}"
+def _system(row: Row, results: Sequence[Row]) -> str:
+    """Return ``title`` without the vectors."""
+    return title({**row, "dimensions": 0}, results)
+
+
+def _tasks(row: Row) -> str:
+    tasks = row["stamp"]["tasks"]
+    told = [f"{t['adapter'] or 'base'}{' with prompt' if t['prompt'] else ''}" for t in tasks]
+    return " | ".join(dict.fromkeys(told))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -70,12 +96,12 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _by_suite(results: Sequence[Row]) -> str:
     """Bars of each suite's mean over its languages; the interval only where a suite is of one part."""
     suites = sorted({(r["kind"], r["suite"]) for r in results})
-    systems = list(dict.fromkeys(map(_title, results)))
+    systems = list(dict.fromkeys(title(r, results) for r in results))
     figure, axes = _figure(9, 1.2 + 0.28 * len(suites) * len(systems))
     height = 0.8 / len(systems)
     for j, system in enumerate(systems):
         for i, suite in enumerate(suites):
-            own = [r for r in results if _title(r) == system and (r["kind"], r["suite"]) == suite]
+            own = [r for r in results if title(r, results) == system and (r["kind"], r["suite"]) == suite]
             if not own:
                 continue
             mean = float(np.mean([r["score"] for r in own]))
@@ -96,12 +122,12 @@ def _by_suite(results: Sequence[Row]) -> str:
 def _by_language(results: Sequence[Row]) -> str:
     grouped = [r for r in results if r["group"]]
     columns = list(dict.fromkeys((r["suite"], r["group"]) for r in grouped))
-    systems = list(dict.fromkeys(map(_title, grouped)))
+    systems = list(dict.fromkeys(title(r, results) for r in grouped))
     if len(columns) < 2:
         return ""
     values = np.full((len(columns), len(systems)), np.nan)
     for r in grouped:
-        values[columns.index((r["suite"], r["group"])), systems.index(_title(r))] = 100 * r["score"]
+        values[columns.index((r["suite"], r["group"])), systems.index(title(r, results))] = 100 * r["score"]
     figure, axes = _figure(3 + 1.6 * len(systems), 1.5 + 0.26 * len(columns))
     axes.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=100)
     for (i, j), value in np.ndenumerate(values):
@@ -113,22 +139,57 @@ def _by_language(results: Sequence[Row]) -> str:
     return "<h2>By language</h2>" + _svg(figure)
 
 
-def _by_bytes(results: Sequence[Row]) -> str:
-    """Mean score of a kind against the size of a vector: the Matryoshka and quantisation curves."""
-    if len({r["bytes_per_vector"] for r in results}) < 2:
+def _curves(
+    heading: str,
+    label: str,
+    results: Sequence[Row],
+    place: Callable[[Row], int],
+    series: Callable[[Row], str],
+) -> str:
+    """Mean scores against a number of the rows, a line for each name that ``series`` gives; 0 is no number."""
+    rows = [r for r in _comparable(results) if place(r)]
+    if len({place(r) for r in rows}) < 2:
         return ""
     figure, axes = _figure(9, 4.5)
-    lines = dict.fromkeys((r["model"], r["kind"], r["dtype"], r["adapter"]) for r in results)
-    for model, kind, dtype, adapter in lines:
-        own = [r for r in results if (r["model"], r["kind"], r["dtype"], r["adapter"]) == (model, kind, dtype, adapter)]
-        sizes = sorted({r["bytes_per_vector"] for r in own})
-        means = [100 * float(np.mean([r["score"] for r in own if r["bytes_per_vector"] == size])) for size in sizes]
-        axes.plot(sizes, means, marker="o", label=f"{model}, {kind}, {dtype}{'' if adapter else ', no task'}")
+    for name in dict.fromkeys(map(series, rows)):
+        own = [r for r in rows if series(r) == name]
+        places = sorted(set(map(place, own)))
+        means = [100 * float(np.mean([r["score"] for r in own if place(r) == at])) for at in places]
+        axes.plot(places, means, marker="o", label=name)
     axes.set_xscale("log", base=2)
-    axes.set_xlabel("bytes of a vector")
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.set_xlabel(label)
     axes.set_ylabel("score x 100")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    return "<h2>Quality against size</h2>" + _svg(figure)
+    return f"<h2>{heading}</h2>" + _svg(figure)
+
+
+def _by_time(results: Sequence[Row]) -> str:
+    """Mean score of a kind against the time of a text; rows whose vectors were there already took none."""
+    rows = [r for r in _comparable(results) if r["texts_per_second"]]
+    names = list(dict.fromkeys(f"{_system(r, results)}, {r['kind']}" for r in rows))
+    if len({_system(r, results) for r in rows}) < 2:
+        return ""
+    figure, axes = _figure(9, 4.5)
+    for name in names:
+        own = [r for r in rows if f"{_system(r, results)}, {r['kind']}" == name]
+        milliseconds = float(np.mean([1000 / r["texts_per_second"] for r in own]))
+        axes.plot(milliseconds, 100 * float(np.mean([r["score"] for r in own])), "o", label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel("milliseconds a text")
+    axes.set_ylabel("score x 100")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return "<h2>Quality against time</h2>" + _svg(figure)
+
+
+def _comparable(results: Sequence[Row]) -> list[Row]:
+    """Return the rows of suites that every model has which has one of the kind: means over others do not compare."""
+    models: dict[str, set[str]] = {}
+    of_suite: dict[tuple[str, str, str], set[str]] = {}
+    for r in results:
+        models.setdefault(r["kind"], set()).add(r["model"])
+        of_suite.setdefault((r["kind"], r["suite"], r["group"]), set()).add(r["model"])
+    return [r for r in results if of_suite[r["kind"], r["suite"], r["group"]] == models[r["kind"]]]
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

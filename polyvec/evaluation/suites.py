@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from polyvec.errors import InputError, MissingExtraError
 from polyvec.evaluation import metrics
@@ -21,6 +22,8 @@ from polyvec.evaluation.metrics import Vectors
 
 #: Texts and the task they are embedded for -> unit vectors (B, M).
 Encode = Callable[[Sequence[str], str], Vectors]
+#: The same -> several unit vectors (C, M) of each text.
+Chunks = Callable[[Sequence[str], str], list[Vectors]]
 
 #: Kind -> tasks of its first and second side (Sturua et al. 2024, section 5.2; bitext as in MTEB's model card).
 TASKS = {
@@ -31,12 +34,14 @@ TASKS = {
     "clustering": ("separation", "separation"),
     "classification": ("classification", "classification"),
     "pair-classification": ("classification", "classification"),
+    "failure-cases": ("retrieval.query", "retrieval.passage"),
 }
 _SEED = 42  # MTEB's
 _EXPERIMENTS = 10
 _PER_LABEL = 8
 _CLUSTERED = 16_384  # texts drawn for one clustering
 _DEPTH = 1000  # ranks kept of each query
+_RESCORED = 400  # nearest by few bits, then by the query in float32: four times as many as the deepest recall
 _BLOCK = 256  # queries scored at once: a block of scores over a million passages is a gigabyte
 
 
@@ -71,12 +76,20 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Suite:
-    """Data of one kind of ``TASKS``, under a name; ``group`` is a language or source within it."""
+    """Data of one kind of ``TASKS``, under a name; ``group`` is a language or source within it.
+
+    ``num_tokens`` is the length of its texts where the length is what is varied, else 0.
+    """
 
     kind: str
     name: str
     data: Pairs | Ranking | Labelled
     group: str = ""
+    num_tokens: int = 0
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} {self.group}".strip()
 
 
 @dataclass(frozen=True)
@@ -93,30 +106,49 @@ class Score:
         return STATISTICS[self.statistic](self.observations)
 
 
-def score(suite: Suite, encode: Encode, *, tasks: tuple[str, str] | None = None) -> Score:
+def score(
+    suite: Suite,
+    encode: Encode,
+    *,
+    tasks: tuple[str, str] | None = None,
+    chunks: Chunks | None = None,
+    exact: Encode | None = None,
+) -> Score:
     """Return the score of a model on a suite. ``tasks`` replaces the kind's own, as ArguAna wants text-matching twice.
 
-    Raises ``InputError`` for data that the kind cannot score and for vectors that are not finite.
+    For rankings, ``chunks`` gives several vectors of a passage, whose nearest counts, and ``exact`` the queries whose
+    products with the nearest passages decide among them. Raises ``InputError`` for data that the kind cannot score and
+    for vectors that are not finite.
     """
     if suite.kind not in TASKS:
         raise InputError(f"kind must be one of {', '.join(TASKS)}, got {suite.kind!r}")
-    label = f"{suite.name} {suite.group}".strip()
-    checked = _checked(encode, label)
+    checked = _checked(encode, suite.label)
     first, second = tasks or TASKS[suite.kind]
     data = suite.data
     if isinstance(data, Pairs):
         if not data.first:
-            raise InputError(f"{label} must hold at least one pair, got none; check the file")
+            raise InputError(f"{suite.label} must hold at least one pair, got none; check the file")
         run = {"sts": sts, "bitext": bitext, "pair-classification": pair_classification}[suite.kind]
         return run(data, checked(data.first, first), checked(data.second, second))
     if isinstance(data, Ranking):
-        return _ranking(data, checked, (first, second))
+        check_ranking(data)
+        texts = [data.queries[q] for q in judged(data)]
+        queries = checked(texts, first)
+        owners = np.arange(len(data.corpus))
+        if chunks is None:
+            passages = checked(list(data.corpus.values()), second)
+        else:
+            parts = chunks(list(data.corpus.values()), second)
+            owners = np.repeat(owners, [len(part) for part in parts])
+            passages = np.concatenate(parts)
+        precise = None if exact is None else exact(texts, first)
+        return score_ranking(data, rank(data, queries, passages, owners, precise))
     if not data.texts:
-        raise InputError(f"{label} must hold at least one text, got none; check the file")
+        raise InputError(f"{suite.label} must hold at least one text, got none; check the file")
     if suite.kind == "clustering":
         return clustering(checked(data.texts, first), data.labels)
     if not data.train_texts:
-        raise InputError(f"{label} must hold texts to learn from, got no split 'train' or 'val'; add them")
+        raise InputError(f"{suite.label} must hold texts to learn from, got no split 'train' or 'val'; add them")
     return classification(checked(data.train_texts, first), data.train_labels, checked(data.texts, first), data.labels)
 
 
@@ -210,23 +242,55 @@ def clustering(vectors: Vectors, labels: Sequence[str]) -> Score:
     return Score("v_measure", "mean", np.array(values)[:, None])
 
 
-def _ranking(data: Ranking, encode: Encode, tasks: tuple[str, str]) -> Score:
-    check_ranking(data)
-    judged = [q for q in data.queries if q in data.qrels]
-    ids = list(data.corpus)
-    queries = encode([data.queries[q] for q in judged], tasks[0])
-    passages = encode(list(data.corpus.values()), tasks[1])
-    if data.candidates is None:
-        rankings = _top(queries, passages, ids)
-    else:
-        place = {p: i for i, p in enumerate(ids)}
-        rankings = []
-        for query, vector in zip(judged, queries, strict=True):
-            own = data.candidates[query]
-            rankings.append(_best_first(passages[[place[p] for p in own]] @ vector, own))
+def judged(data: Ranking) -> list[str]:
+    """Return the ids of the queries that count, in order."""
+    return [q for q in data.queries if q in data.qrels]
+
+
+def rank(
+    data: Ranking, queries: Vectors, passages: Vectors, owners: NDArray[Any], exact: Vectors | None = None
+) -> list[list[str]]:
+    """Return for each judged query the ids of passages, nearest first.
+
+    ``queries`` (Q, M), ``passages`` (C, M) rows of which each belongs to the passage numbered in ``owners`` (C,), in
+    order. ``exact`` (Q, M) queries rank the nearest again.
+    """
+    ids = np.asarray(list(data.corpus), dtype=object)
+    place = {p: i for i, p in enumerate(ids)}
+    wholes = np.array_equal(owners, np.arange(len(ids)))
+    names = judged(data)
+    rankings = []
+    for start in range(0, len(queries), _BLOCK):
+        block = queries[start : start + _BLOCK] @ passages.T
+        for i, products in enumerate(block, start=start):
+            scores = products if wholes else _nearest_part(products, owners, len(ids))
+            if data.candidates is None:
+                found = _top(scores, _DEPTH)
+            else:
+                found = np.array([place[p] for p in data.candidates[names[i]]])
+            if exact is not None:
+                found = found[_top(scores[found], _RESCORED)]
+                scores = passages @ exact[i]
+            rankings.append(_best_first(scores[found], list(ids[found])))
+    return rankings
+
+
+def _nearest_part(products: Vectors, owners: NDArray[Any], count: int) -> Vectors:
+    scores = np.full(count, -1.0, products.dtype)  # a passage without parts comes last
+    np.maximum.at(scores, owners, products)
+    return scores
+
+
+def _top(scores: Vectors, count: int) -> NDArray[np.int64]:
+    kept = min(count, len(scores))
+    return np.argpartition(-scores, kept - 1)[:kept]
+
+
+def score_ranking(data: Ranking, rankings: Sequence[Sequence[str]]) -> Score:
+    """Return the score of passages ranked for each judged query: nDCG@10, or MAP where there are candidates."""
     names = ("ndcg_at_10", "map", "mrr_at_10", "recall_at_10", "recall_at_100")
     rows: dict[str, list[float]] = {name: [] for name in names}
-    for query, ranking in zip(judged, rankings, strict=True):
+    for query, ranking in zip(judged(data), rankings, strict=True):
         grades = data.qrels[query]
         gains = np.array([grades.get(p, 0) for p in ranking], float)
         relevant = sum(grade > 0 for grade in grades.values())
@@ -238,17 +302,6 @@ def _ranking(data: Ranking, encode: Encode, tasks: tuple[str, str]) -> Score:
     main = "ndcg_at_10" if data.candidates is None else "map"
     others = {name: float(np.mean(values)) for name, values in rows.items() if name != main}
     return Score(main, "mean", np.array(rows[main])[:, None], others)
-
-
-def _top(queries: Vectors, passages: Vectors, ids: Sequence[str]) -> list[list[str]]:
-    names = np.asarray(ids, dtype=object)
-    kept = min(_DEPTH, len(ids))
-    rankings = []
-    for start in range(0, len(queries), _BLOCK):
-        for scores in queries[start : start + _BLOCK] @ passages.T:
-            found = np.argpartition(-scores, kept - 1)[:kept]
-            rankings.append(_best_first(scores[found], list(names[found])))
-    return rankings
 
 
 def _best_first(scores: Vectors, ids: list[str]) -> list[str]:

@@ -1,11 +1,9 @@
-"""What can be evaluated: models of ours and peers, behind one function from texts and a task to full-width vectors."""
+"""What can be evaluated: models of ours and peers, behind functions from texts to full-width vectors."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,70 +11,93 @@ from numpy.typing import NDArray
 
 from polyvec.errors import InputError, MissingExtraError
 from polyvec.evaluation.metrics import Vectors
+from polyvec.evaluation.suites import Ranking
 from polyvec.inference.embedder import Embedder
 from polyvec.inference.quantize import check_output_type, quantize, unit
+from polyvec.model.hub import MINI
+from polyvec.text.chunking import sentence_spans
+
+#: Texts, an adapter's task or None for the base, a prompt -> unit rows (B, D).
+EncodeTexts = Callable[[Sequence[str], "str | None", str], Vectors]
+#: The same and whether chunks are read in context -> the unit rows (C, D) of each text's sentences.
+EncodeChunks = Callable[[Sequence[str], "str | None", str, bool], list[Vectors]]
+
+
+def _cut_and_quantize(vectors: Vectors, width: int, dtype: str) -> NDArray[Any]:
+    check_output_type(dtype, width, {})
+    return quantize(unit(vectors[:, :width]), dtype, {})
 
 
 @dataclass(frozen=True)
 class System:
     """A model under its name, with a hash of its weights and the engine that runs it.
 
-    ``encode`` maps texts and a task, or None for no adapter, to unit rows (B, D); ``convert`` cuts them to a width
-    (B, M) and a dtype; ``prompts`` are those it adds, by task. A peer without tasks has no prompts.
+    ``convert`` cuts vectors to a width (B, M) and a dtype; ``prompts`` are those of its tasks, and a peer without tasks
+    has none; ``widths`` are the trained ones; ``num_bytes`` what it takes on disk, 0 if that is not known. A system
+    that has ``rank`` compares words and gives no vectors: its width is 0.
     """
 
     name: str
     weights: str
     engine: str
     width: int
-    encode: Callable[[Sequence[str], str | None], Vectors]
-    convert: Callable[[Vectors, int, str], NDArray[Any]]
-    prompts: dict[str, str]
+    encode: EncodeTexts | None = None
+    convert: Callable[[Vectors, int, str], NDArray[Any]] = _cut_and_quantize
+    prompts: dict[str, str] = field(default_factory=dict)
+    widths: tuple[int, ...] = ()
+    num_bytes: int = 0
+    encode_chunks: EncodeChunks | None = None
+    rank: Callable[[Ranking], list[list[str]]] | None = None
 
 
-def open_system(name: str, *, engine: str = "auto") -> System:
-    """Return the model called ``name``: a folder or name that ``Embedder`` takes, or ``st:FOLDER`` for a peer.
+def open_system(name: str, *, engine: str = "auto", rope_theta: float | None = None) -> System:
+    """Return the model called ``name``: a folder or name that ``Embedder`` takes, or a peer of ``peers.py``.
 
-    ``st:`` opens a folder of sentence-transformers. Raises ``InputError`` for a folder that is not there.
+    ``rope_theta`` replaces the base of the rotary positions, and runs on engine ``torch``: in a graph it is a constant.
+    Raises ``InputError`` for a peer that is not there.
     """
-    if name.startswith("st:"):
-        return _sentence_transformer(Path(name[3:]))
-    embedder = Embedder(None if name == "polyvec-mini" else name, engine=engine)
+    from polyvec.evaluation.peers import is_peer, open_peer  # here, since peers are systems too
+
+    if is_peer(name):
+        if rope_theta is not None:
+            raise InputError(f"rope_theta needs a model of polyvec, got {name}; leave one of the two out")
+        return open_peer(name)
+    embedder = Embedder(None if name == MINI else name, engine="torch" if rope_theta is not None else engine)
+    if rope_theta is None:
+        return of_embedder(embedder, name)
+    try:
+        from polyvec.inference.engines.torch import TorchEngine
+        from polyvec.model.weights import load_encoder
+    except ImportError as error:
+        raise MissingExtraError.of("rope_theta", "torch") from error
+    encoder = load_encoder(embedder.folder)
+    encoder.config = replace(encoder.config, rope_theta=rope_theta)
+    embedder.engine = TorchEngine(encoder)
+    system = of_embedder(embedder, name)
+    return replace(
+        system, name=f"{name}, rope theta {rope_theta:g}", weights=f"{system.weights}, rope theta {rope_theta:g}"
+    )
+
+
+def of_embedder(embedder: Embedder, name: str) -> System:
+    """Return a model of ours as a system under ``name``."""
+
+    def encode_chunks(texts: Sequence[str], adapter: str | None, prompt: str, late: bool) -> list[Vectors]:
+        if late:
+            found = embedder.encode(list(texts), task=adapter, prompt=prompt, late_chunking="sentence")
+            return [chunks.vectors for chunks in found]
+        parts = [[text[slice(*span)] for span in sentence_spans(text)] for text in texts]
+        alone = embedder.encode([part for own in parts for part in own], task=adapter, prompt=prompt)
+        return np.split(alone, np.cumsum([len(own) for own in parts])[:-1])
+
+    graphs = {"onnx-float32": ("model.onnx", "model.safetensors"), "onnx-int8": ("model.int8.onnx",)}
+    files = graphs.get(embedder.engine.name, ("*.safetensors",))
     return System(
         name, embedder.weights_hash, embedder.engine.name, embedder.config.hidden_size,
-        lambda texts, task: embedder.encode(list(texts), task=task),
+        lambda texts, adapter, prompt: embedder.encode(list(texts), task=adapter, prompt=prompt),
         lambda vectors, width, dtype: embedder.convert(vectors, dimensions=width, dtype=dtype),
         dict(embedder.config.prompts),
+        embedder.dimensions,
+        sum(path.stat().st_size for pattern in files for path in embedder.folder.rglob(pattern)),
+        encode_chunks,
     )  # fmt: skip
-
-
-def _sentence_transformer(folder: Path) -> System:
-    if not folder.is_dir():
-        raise InputError(f"st:FOLDER must be a folder of sentence-transformers, got none at {folder}; fetch it")
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise MissingExtraError("st:FOLDER needs sentence-transformers: pip install sentence-transformers") from error
-    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-
-    def encode(texts: Sequence[str], task: str | None) -> Vectors:
-        vectors = model.encode(list(texts), convert_to_numpy=True, show_progress_bar=False)
-        return unit(np.asarray(vectors, np.float32))
-
-    def convert(vectors: Vectors, width: int, dtype: str) -> NDArray[Any]:
-        check_output_type(dtype, width, {})
-        return quantize(unit(vectors[:, :width]), dtype, {})
-
-    width = int(model.encode(["a"]).shape[1])
-    return System(f"st:{folder}", _folder_hash(folder), "sentence-transformers", width, encode, convert, {})
-
-
-def _folder_hash(folder: Path) -> str:
-    """Return 16 hex digits of every weight, tokenizer and setting in a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".bin", ".json", ".txt", ".model")):
-        digest.update(str(path.relative_to(folder)).encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:16]

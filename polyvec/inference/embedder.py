@@ -111,12 +111,7 @@ class Embedder:
         self.folder = resolve_model_folder(model)
         self.model_name = str(model or "polyvec-mini")
         self.config = read_config(self.folder)
-        self.tokenizer = Tokenizer.from_file(
-            self.folder / "tokenizer.json",
-            vocab_size=self.config.vocab_size,
-            bos_token_id=self.config.bos_token_id,
-            eos_token_id=self.config.eos_token_id,
-        )
+        self.tokenizer = Tokenizer.from_file(self.folder / "tokenizer.json", **self.config.tokenizer_ids)
         self._ranges = self._read_ranges()
         self.engine = self._open_engine(engine, device, threads) if isinstance(engine, str) else engine
 
@@ -363,7 +358,7 @@ class Embedder:
             raise InputError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
         if engine == "auto":
             wants_cpu = device in (None, "cpu")
-            if wants_cpu and (self.folder / GRAPH_FILES["fp32"]).exists():
+            if wants_cpu and any((self.folder / name).exists() for name in GRAPH_FILES.values()):
                 precision = faster_precision(self.folder, self.config, threads=threads)
                 engine = "onnx-int8" if precision == "int8" else "onnx"
             else:

@@ -2,18 +2,24 @@
 
 Inputs ``input_ids`` (B, T) int64, ``attention_mask`` (B, T) int64, ``task_ids`` (B,) int64 with -1 for no adapter;
 outputs ``pooled`` (B, D), the mean over real tokens, and ``token_states`` (B, T, D). All adapters are resident and
-chosen per row, as in ``polyvec.model.lora``. Attention and rotary positions are ONNX Runtime's fused operators.
+chosen per row, as in ``polyvec.model.lora``; a batch pays for the adapters that its texts name and for no other.
+Attention and rotary positions are ONNX Runtime's fused operators.
 
-The fp32 graph holds no large weights: they point into ``model.safetensors`` beside it, so nothing is stored twice, and
-half-precision weights become float32 when the session opens. The word table stays as stored: only rows are converted.
+Neither graph holds large weights. Those of the fp32 graph point into ``model.safetensors`` beside it, so nothing is
+stored twice, and half-precision weights become float32 when the session opens. The 8-bit codes of the int8 graph lie in
+a file of their own, which ONNX Runtime maps into memory: a model may pass the 2 GB of a protobuf, and of the word table
+only the rows that texts touch are ever read.
 
-Shape letters: B texts, T padded tokens, D width, H heads, K head width, A adapters, R rank, V vocabulary.
+Shape letters: B texts, T padded tokens, N = B * T, D width, I and O inputs and outputs of a linear layer, H heads,
+K head width, A adapters, n of them named in the batch, R rank, V vocabulary.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +51,7 @@ _MS = "com.microsoft"
 # bits, where 2 * 255 * 63 fits and 2 * 255 * 127 does not.
 _WEIGHT_PEAK = 63
 _GELU_SHIFT = 0.17  # GELU is never below -0.16998
+_CODES_FILE = "model.int8.{}.bin"  # named by its content: a graph never points into the codes of another
 _HIDDEN = 1e6  # what a padded key loses in its score; its weight is then exactly 0 in float32
 _STORED = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
 
@@ -61,12 +68,14 @@ class Parity:
 LIMITS = {"fp32": Parity(max_abs_error=1e-4, min_cosine=0.999999), "int8": Parity(float("inf"), min_cosine=0.999)}
 
 
-def export_onnx(folder: str | Path, *, precision: str = "fp32") -> Parity:
+def export_onnx(
+    folder: str | Path, *, precision: str = "fp32", gate: Callable[[OnnxEngine], None] | None = None
+) -> Parity:
     """Write ``model.onnx`` or ``model.int8.onnx`` into a folder of our layout and return how close the graph is.
 
     ``int8`` keeps 7 bits a weight with a float32 scale per output, and quantises activations row by row, so that a
-    text's vector never depends on its neighbours. Raises ``WeightsError`` when the graph misses ``LIMITS``; a graph
-    that was there before then stays.
+    text's vector never depends on its neighbours. Raises ``WeightsError`` when the graph misses ``LIMITS``, or what
+    ``gate`` raises of it; a graph that was there before then stays.
     """
     if precision not in GRAPH_FILES:
         raise InputError(f"precision must be one of {', '.join(GRAPH_FILES)}, got {precision!r}")
@@ -75,12 +84,25 @@ def export_onnx(folder: str | Path, *, precision: str = "fp32") -> Parity:
         raise InputError(f"an ONNX graph lies beside polyvec's layout, got {folder} in another; convert it first")
     encoder = load_encoder(folder)
     path = folder / GRAPH_FILES[precision]
-    with whole_file(path) as partial:  # in the same folder, which the paths inside the graph start from
-        _Graph(encoder, precision, folder / "model.safetensors").save(partial)
-        parity = measure_parity(encoder, OnnxEngine(partial, encoder.config))
-        limit = LIMITS[precision]
-        if not (parity.max_abs_error <= limit.max_abs_error and parity.min_cosine >= limit.min_cosine):
-            raise WeightsError(f"the {precision} graph must keep to {limit}, got {parity}; {path} was not written")
+    before = set(folder.glob(_CODES_FILE.format("*")))
+    codes_path = None
+    try:
+        with whole_file(path) as partial:  # in the same folder, which the paths inside the graph start from
+            codes_path = _Graph(encoder, precision, folder / "model.safetensors").save(partial)
+            engine = OnnxEngine(partial, encoder.config)
+            parity = measure_parity(encoder, engine)
+            limit = LIMITS[precision]
+            if not (parity.max_abs_error <= limit.max_abs_error and parity.min_cosine >= limit.min_cosine):
+                raise WeightsError(f"the {precision} graph must keep to {limit}, got {parity}; {path} was not written")
+            if gate is not None:
+                gate(engine)
+    except BaseException:
+        if codes_path is not None and codes_path not in before:
+            codes_path.unlink()
+        raise
+    if codes_path is not None:
+        for old in before - {codes_path}:  # only now: until the rename the old graph pointed there
+            old.unlink()
     return parity
 
 
@@ -115,10 +137,13 @@ class _Graph:
         self.data_start = 8 + size
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
+        self.codes: list[tuple[onnx.TensorProto, NDArray[np.generic]]] = []
         self._count = 0
         self._build()
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path) -> Path | None:
+        """Write the graph to ``path`` and return the file of its codes beside it, None if it has none."""
+        codes_path = self._save_codes(path.parent) if self.codes else None
         inputs = [
             helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["B", "T"]),
             helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["B", "T"]),
@@ -133,6 +158,19 @@ class _Graph:
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(_MS, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="polyvec")
         path.write_bytes(model.SerializeToString())
+        return codes_path
+
+    def _save_codes(self, folder: Path) -> Path:
+        """Write the codes end to end into the file that their hash names, and let their tensors point there."""
+        digest = hashlib.sha256()
+        for _, codes in self.codes:
+            digest.update(codes.data)
+        path = folder / _CODES_FILE.format(digest.hexdigest()[:12])
+        with whole_file(path) as partial, partial.open("wb") as file:
+            for tensor, codes in self.codes:
+                _point(tensor, path, file.tell(), codes.nbytes)
+                file.write(codes.data)
+        return path
 
     def node(self, op: str, *inputs: str, domain: str = "", output: str = "", **attributes: Any) -> str:
         self._count += 1
@@ -148,16 +186,21 @@ class _Graph:
         self.weights.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
-    def stored(self, name: str) -> str:
-        """Return a weight of ``model.safetensors`` by reference, as stored."""
+    def stored(self, name: str, *shape: int) -> str:
+        """Return a weight of ``model.safetensors`` by reference, as stored; ``shape`` reads it in another one."""
         entry = self.header[name]
         start, stop = entry["data_offsets"]
-        tensor = TensorProto(name=name, data_type=_STORED[entry["dtype"]], dims=entry["shape"])
-        tensor.data_location = TensorProto.EXTERNAL
-        where = {"location": self.tensors_path.name, "offset": self.data_start + start, "length": stop - start}
-        for key, value in where.items():
-            tensor.external_data.add(key=key, value=str(value))
+        tensor = TensorProto(name=name, data_type=_STORED[entry["dtype"]], dims=shape or entry["shape"])
+        _point(tensor, self.tensors_path, self.data_start + start, stop - start)
         self.weights.append(tensor)
+        return name
+
+    def code(self, value: Tensor, name: str) -> str:
+        """Return a weight that goes to the file of codes."""
+        array = np.ascontiguousarray(value.detach().cpu().numpy())
+        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
+        self.weights.append(tensor)
+        self.codes.append((tensor, array))
         return name
 
     def as_float(self, name: str) -> str:
@@ -173,14 +216,13 @@ class _Graph:
         shape = self.node("Shape", "input_ids")
         states_shape = self.node("Concat", shape, self.ints(config.hidden_size), axis=0)
         ids = self.node("Reshape", "input_ids", self.ints(-1))
-        gate = self._gate(shape)
-        self._column_shape = self.ints(-1, len(config.tasks) * config.lora_rank)
+        self._choose_adapters(shape)
 
-        # The linear layers see one (B*T, D) matrix: bias and adapter then ride along inside the matrix product.
-        x = self._embedding(encoder.embeddings.word_embeddings, "embeddings.word_embeddings", ids, gate)
+        # The linear layers see one (N, D) matrix: bias and adapter then ride along inside the matrix product.
+        x = self._embedding(encoder.embeddings.word_embeddings, "embeddings.word_embeddings", ids)
         types = self.node("Mul", ids, self.ints(0))
         type_table = encoder.embeddings.token_type_embeddings
-        x = self.node("Add", x, self._embedding(type_table, "embeddings.token_type_embeddings", types, gate))
+        x = self.node("Add", x, self._embedding(type_table, "embeddings.token_type_embeddings", types))
         x = self.node("LayerNormalization", x, *self._norm(encoder.embeddings.norm, "embeddings.norm"),
                       epsilon=config.layer_norm_eps)  # fmt: skip
         positions, cos, sin = self._rotary_table(shape)
@@ -188,13 +230,13 @@ class _Graph:
         for i, layer in enumerate(encoder.layers):
             name = f"layers.{i}"
             assert isinstance(layer, Layer)
-            qkv = self._linear(layer.attention.qkv, f"{name}.attention.qkv", x, gate)
+            qkv = self._linear(layer.attention.qkv, f"{name}.attention.qkv", x)
             attended = self._attention(qkv, states_shape, positions, cos, sin, channels)
-            out = self._linear(layer.attention.out, f"{name}.attention.out", attended, gate)
+            out = self._linear(layer.attention.out, f"{name}.attention.out", attended)
             x = self._add_norm(x, out, layer.attention_norm, f"{name}.attention_norm")
-            hidden = self._linear(layer.mlp.fc1, f"{name}.mlp.fc1", x, gate)
+            hidden = self._linear(layer.mlp.fc1, f"{name}.mlp.fc1", x)
             hidden = self.node("Gelu", hidden, domain=_MS)
-            out = self._linear(layer.mlp.fc2, f"{name}.mlp.fc2", hidden, gate, follows_gelu=True)
+            out = self._linear(layer.mlp.fc2, f"{name}.mlp.fc2", hidden, follows_gelu=True)
             x = self._add_norm(x, out, layer.mlp_norm, f"{name}.mlp_norm")
         states = self.node("Reshape", x, states_shape, output="token_states")
         weights = self.node("Cast", "attention_mask", to=TensorProto.FLOAT)
@@ -202,58 +244,75 @@ class _Graph:
         total = self.node("ReduceSum", self.node("Mul", states, column), self.ints(1), keepdims=0)
         self.node("Div", total, self.node("ReduceSum", weights, self.ints(1), keepdims=1), output="pooled")
 
-    def _gate(self, shape: str) -> str:
-        """Return the (B*T, A*R) gate: alpha / rank in the columns of each token's adapter."""
-        config = self.config
-        adapters = np.repeat(np.arange(len(config.tasks)), config.lora_rank)
-        equal = self.node("Equal", self.node("Unsqueeze", "task_ids", self.ints(1)), self.weight(adapters))
-        gate = self.node("Cast", equal, to=TensorProto.FLOAT)
-        gate = self.node("Mul", gate, self.weight(np.array(self.encoder.lora_scale, np.float32)))
-        columns = self.ints(len(adapters))
-        spread = self.node("Expand", self.node("Unsqueeze", gate, self.ints(1)),
-                           self.node("Concat", shape, columns, axis=0))  # fmt: skip
-        return self.node("Reshape", spread, self.ints(-1, len(adapters)))
+    def _choose_adapters(self, shape: str) -> None:
+        """Find the adapters that the batch names, and each token's column among them.
 
-    def _embedding(self, table: AdaptedEmbedding, name: str, ids: str, gate: str) -> str:
+        Sets ``named`` (n,), ``named_shape`` of a factor's columns (N, n, R), ``gate`` (N, n*R) with 1 in the columns of
+        the token's own adapter, and ``token_tasks`` (N,), where a text without adapter counts as 0: its gate is closed.
+        """
+        rank = self.config.lora_rank
+        tasks = self.node("Max", "task_ids", self.ints(0))
+        self.named = self.node("Unique", tasks)
+        open_columns = self.node("Equal", self.node("Unsqueeze", "task_ids", self.ints(1)), self.named)  # (B, n)
+        open_columns = self.node("Cast", open_columns, to=TensorProto.FLOAT)
+        number = self.node("Shape", self.named)
+        per_token = self.node("Concat", shape, number, self.ints(rank), axis=0)
+        gate = self.node("Expand", self.node("Unsqueeze", open_columns, self.ints(1, 3)), per_token)
+        self.named_shape = self.node("Concat", self.ints(-1), number, self.ints(rank), axis=0)
+        self._columns_shape = self.node("Concat", self.ints(-1), self.node("Mul", number, self.ints(rank)), axis=0)
+        self.gate = self.node("Reshape", gate, self._columns_shape)
+        tasks = self.node("Expand", self.node("Unsqueeze", tasks, self.ints(1)), shape)
+        self.token_tasks = self.node("Reshape", tasks, self.ints(-1))
+
+    def _factors_in(self, factors: Tensor, name: str) -> str:
+        """Return the (I, n*R) columns of the named adapters, for factors (A, R, I)."""
+        table = self.weight(factors.permute(2, 0, 1), name)  # gathered in the layout that the product reads
+        return self.node("Reshape", self.node("Gather", table, self.named, axis=1), self.ints(factors.shape[2], -1))
+
+    def _factors_out(self, factors: Tensor, name: str) -> str:
+        """Return the (n*R, O) rows of the named adapters, alpha / rank inside, for factors (A, R, O)."""
+        table = self.weight(factors * self.encoder.lora_scale, name)
+        return self.node("Reshape", self.node("Gather", table, self.named), self.ints(-1, factors.shape[2]))
+
+    def _embedding(self, table: AdaptedEmbedding, name: str, ids: str) -> str:
+        num_adapters, num_rows, rank = table.lora_A.shape
         if self.precision == "int8":
             weight = table.weight.detach()
             scales = (weight.abs().amax(1, keepdim=True) / 127).clamp_min(1e-12)  # one a row: rows differ in length
-            codes = self.weight((weight / scales).round().to(torch.int8), f"{name}.weight")
+            codes = self.code((weight / scales).round().to(torch.int8), f"{name}.weight")
             rows = self.as_float(self.node("Gather", codes, ids))
             rows = self.node("Mul", rows, self.node("Gather", self.weight(scales, f"{name}.scales"), ids))
-            factors = self.weight(table.lora_A.half(), f"{name}.lora_A")
+            factors = self.code(table.lora_A.half().view(-1, rank), f"{name}.lora_A")
         else:
             rows = self.as_float(self.node("Gather", self.stored(f"{name}.weight"), ids))
-            factors = self.stored(f"{name}.lora_A")
-        columns = self.as_float(self.node("Gather", factors, ids, axis=1))  # (A, B*T, R)
-        columns = self.node("Reshape", self.node("Transpose", columns, perm=[1, 0, 2]), self._column_shape)
-        columns = self.node("Mul", columns, gate)
-        return self.node("Gemm", columns, self.weight(table.lora_B.flatten(0, 1), f"{name}.lora_B"), rows)
+            factors = self.stored(f"{name}.lora_A", num_adapters * num_rows, rank)
+        entries = self.node("Add", self.node("Mul", self.token_tasks, self.ints(num_rows)), ids)
+        columns = self.as_float(self.node("Gather", factors, entries))  # (N, R), of each token's own adapter
+        columns = self.node("Mul", self.node("Unsqueeze", columns, self.ints(1)),
+                            self.node("Reshape", self.gate, self.named_shape))  # fmt: skip
+        columns = self.node("Reshape", columns, self._columns_shape)
+        return self.node("Gemm", columns, self._factors_out(table.lora_B, f"{name}.lora_B"), rows)
 
-    def _linear(self, layer: AdaptedLinear, name: str, x: str, gate: str, *, follows_gelu: bool = False) -> str:
-        y = (
-            self._int8_matrix(layer, name, x, follows_gelu)
-            if self.precision == "int8"
-            else self._matrix(layer, name, x)
-        )
-        columns = self.node("MatMul", x, self.weight(layer.lora_A.flatten(0, 1).T, f"{name}.lora_A"))
-        columns = self.node("Mul", columns, gate)
-        factors = layer.lora_B.transpose(1, 2).flatten(0, 1)  # (A*R, O)
-        return self.node("Gemm", columns, self.weight(factors, f"{name}.lora_B"), y)
-
-    def _matrix(self, layer: AdaptedLinear, name: str, x: str) -> str:
+    def _linear(self, layer: AdaptedLinear, name: str, x: str, *, follows_gelu: bool = False) -> str:
+        if self.precision == "int8":
+            return self._int8_linear(layer, name, x, follows_gelu)
         bias = self.weight(layer.bias, f"{name}.bias")
-        return self.node("Gemm", x, self.as_float(self.stored(f"{name}.weight")), bias, transB=1)
+        y = self.node("Gemm", x, self.as_float(self.stored(f"{name}.weight")), bias, transB=1)
+        columns = self.node("MatMul", x, self._factors_in(layer.lora_A, f"{name}.lora_A"))
+        columns = self.node("Mul", columns, self.gate)
+        return self.node("Gemm", columns, self._factors_out(layer.lora_B.transpose(1, 2), f"{name}.lora_B"), y)
 
-    def _int8_matrix(self, layer: AdaptedLinear, name: str, x: str, follows_gelu: bool) -> str:
+    def _int8_linear(self, layer: AdaptedLinear, name: str, x: str, follows_gelu: bool) -> str:
         """Multiply 8-bit rows of ``x``, each with a scale of its own, by 7-bit weights with a scale per output.
 
         A row's scale is its largest magnitude, found as it passes: a text's numbers never depend on its neighbours.
-        GELU's rows lie above -0.17, so they are shifted to use all 8 bits; what that adds is taken from the bias.
+        GELU's rows lie above -0.17, so they are shifted to use all 8 bits; what that adds is taken away again.
+        The same 8-bit rows go through the adapters' first factors. With ``peak`` the row's scale and q its codes,
+        ``y = peak * (q W + [gate * q A, 1 / peak] [B; bias])``: the bias is one more row of the second factor.
         """
-        weight, bias = layer.weight.detach(), layer.bias.detach()
-        scales = (weight.abs().amax(1, keepdim=True) / _WEIGHT_PEAK).clamp_min(1e-12)
-        codes = (weight / scales).round()
+        bias = layer.bias.detach()
+        codes, scales = _seven_bits(layer.weight.detach())
+        codes_A, scales_A = _seven_bits(layer.lora_A.detach())
         if follows_gelu:
             x = self.node("Add", x, self._scalar(_GELU_SHIFT))
             peak, largest, zero = self.node("ReduceMax", x, self.ints(1), keepdims=1), 255, 0
@@ -261,13 +320,25 @@ class _Graph:
         else:
             peak, largest, zero = self.node("ReduceMax", self.node("Abs", x), self.ints(1), keepdims=1), 127, 128
         peak = self.node("Max", peak, self._scalar(1e-12))
+        per_peak = self.node("Reciprocal", peak)
         step, zero_point = self._scalar(1 / largest), self.weight(np.array(zero, np.uint8))
         rows = self.node("QuantizeLinear", self.node("Div", x, peak), step, zero_point)
         y = self.node(
-            "MatMulIntegerToFloat", rows, self.weight(codes.T.to(torch.int8), f"{name}.weight"), step,
+            "MatMulIntegerToFloat", rows, self.code(codes.T.to(torch.int8), f"{name}.weight"), step,
             self.weight(scales.squeeze(1), f"{name}.scales"), zero_point, domain=_MS,
         )  # fmt: skip
-        return self.node("Add", self.node("Mul", y, peak), self.weight(bias, f"{name}.bias"))
+        columns = self.node(
+            "MatMulIntegerToFloat", rows, self._factors_in(codes_A.to(torch.int8), f"{name}.lora_A"), step,
+            self._scalar(1), zero_point, domain=_MS,
+        )  # fmt: skip
+        if follows_gelu:
+            shift = self.weight(-_GELU_SHIFT * codes_A.sum(2), f"{name}.lora_shift")  # (A, R)
+            shift = self.node("Reshape", self.node("Gather", shift, self.named), self.ints(1, -1))
+            columns = self.node("Add", columns, self.node("Mul", per_peak, shift))
+        columns = self.node("Concat", self.node("Mul", columns, self.gate), per_peak, axis=1)
+        factors = self._factors_out(layer.lora_B.transpose(1, 2) * scales_A, f"{name}.lora_B")
+        factors = self.node("Concat", factors, self.weight(bias.unsqueeze(0), f"{name}.bias"), axis=0)
+        return self.node("Mul", self.node("Add", y, self.node("MatMul", columns, factors)), peak)
 
     def _norm(self, norm: torch.nn.LayerNorm, name: str) -> tuple[str, str]:
         return self.weight(norm.weight, f"{name}.weight"), self.weight(norm.bias, f"{name}.bias")
@@ -318,3 +389,16 @@ class _Graph:
         outputs = [f"{x}_{self._count}" for x in ("query", "key", "value")]
         self.nodes.append(helper.make_node("Split", [qkv], outputs, axis=1, num_outputs=3))
         return outputs
+
+
+def _point(tensor: onnx.TensorProto, path: Path, offset: int, length: int) -> None:
+    """Let ``tensor`` lie in the bytes of a file beside the graph."""
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": path.name, "offset": offset, "length": length}.items():
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def _seven_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return whole numbers from -63 to 63, shaped as ``weight`` (..., I), and the scale of each row (..., 1)."""
+    scales = (weight.abs().amax(-1, keepdim=True) / _WEIGHT_PEAK).clamp_min(1e-12)
+    return (weight / scales).round(), scales

@@ -55,6 +55,13 @@ class ModelConfig:
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def tokenizer_ids(self) -> dict[str, int]:
+        """What the tokenizer must agree with."""
+        return {
+            "vocab_size": self.vocab_size, "bos_token_id": self.bos_token_id, "eos_token_id": self.eos_token_id,
+        }  # fmt: skip
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         return tuple(self.prompts)
 

@@ -8,9 +8,12 @@ Shape letters: B texts, N packed tokens, D hidden width, H heads, K head width, 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from polyvec.errors import InputError
@@ -131,7 +134,7 @@ class Encoder(nn.Module):
         x: Tensor = self.dropout(self.embeddings(input_ids, gate))
         for layer in self.layers:
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(layer, x, gate, cu_seqlens, rotary, use_reentrant=False)
+                x = checkpoint(layer, x, gate, cu_seqlens, rotary, use_reentrant=False, context_fn=_same_kernels)
             else:
                 x = layer(x, gate, cu_seqlens, rotary)
         return x
@@ -172,3 +175,15 @@ class Encoder(nn.Module):
             if isinstance(module, Adapted):
                 module.unmerge()
         self.merged_task = None
+
+
+def _same_kernels() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return contexts of a layer's two forward passes. The second runs in the backward pass, where the caller's choice
+    of attention kernels has ended, and must come to the same tensors."""
+    allowed = {
+        SDPBackend.MATH: torch.backends.cuda.math_sdp_enabled(),  # type: ignore[no-untyped-call]
+        SDPBackend.FLASH_ATTENTION: torch.backends.cuda.flash_sdp_enabled(),  # type: ignore[no-untyped-call]
+        SDPBackend.EFFICIENT_ATTENTION: torch.backends.cuda.mem_efficient_sdp_enabled(),  # type: ignore[no-untyped-call]
+        SDPBackend.CUDNN_ATTENTION: torch.backends.cuda.cudnn_sdp_enabled(),  # type: ignore[no-untyped-call]
+    }
+    return nullcontext(), sdpa_kernel([backend for backend, enabled in allowed.items() if enabled])

@@ -1,4 +1,4 @@
-"""The five adapters over a frozen base (arXiv 2409.10173, section 4.3): one loss for each kind of task.
+"""An encoder as training sees it: which parameters learn, and texts with a task to vectors.
 
 Shape letters: B texts, N packed tokens, D width.
 """
@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from polyvec.inference.batching import Batch, plan_batches
-from polyvec.losses import cosent, matryoshka, orthogonal_regularisation, pair_loss, separation_loss
 from polyvec.model.encoder import Attention, Encoder
 from polyvec.model.pooling import mean_pool
 from polyvec.tasks import resolve_task
 from polyvec.text.tokenizer import Tokenizer
-from polyvec.training.gradcache import Encode
 from polyvec.training.loop import fast_short_texts
+from polyvec.training.utilisation import Work
 
 
 def freeze_base(encoder: Encoder) -> list[nn.Parameter]:
@@ -44,7 +44,8 @@ class TextEncoder:
     """Texts and a task to vectors, with the adapter and its prompt as at inference; None is the base model.
 
     Texts of like length run together in parts. Called, it gives one graph over all of them; ``parts`` and ``embed``
-    are the two halves, for batches whose graph would not fit (``gradcache``). ``num_tokens`` counts what it has seen.
+    are the two halves, for batches whose graph would not fit (``gradcache``). ``work`` counts what was embedded
+    with a graph.
     """
 
     def __init__(
@@ -52,7 +53,8 @@ class TextEncoder:
     ) -> None:
         self.encoder, self.tokenizer = encoder, tokenizer
         self.max_tokens, self.part_tokens, self.bf16 = max_tokens, part_tokens, bf16
-        self.num_tokens = 0
+        self.work = Work()
+        self._trains_base = encoder.embeddings.word_embeddings.weight.requires_grad
 
     def parts(self, texts: Sequence[str], name: str | None) -> tuple[list[Batch], Tensor]:
         """Return packed parts and the (B,) place of each text among their rows."""
@@ -70,7 +72,8 @@ class TextEncoder:
         input_ids, cu_seqlens, task_ids = (
             torch.from_numpy(array).to(device) for array in (part.input_ids, part.cu_seqlens, part.task_ids)
         )
-        self.num_tokens += len(input_ids)
+        if torch.is_grad_enabled():
+            self.work.add(self.encoder.config, np.diff(part.cu_seqlens).tolist(), trains_base=self._trains_base)
         with (
             fast_short_texts(bf16=self.bf16)
             if device.type == "cpu"
@@ -82,75 +85,3 @@ class TextEncoder:
         parts, places = self.parts(texts, name)
         vectors = torch.cat([self.embed(part) for part in parts])
         return vectors[places.to(vectors.device)]
-
-
-def retrieval_step(
-    encode: Encode,
-    pairs: Sequence[tuple[str, str]],
-    *,
-    dims: Sequence[int],
-    negatives: Sequence[str] = (),
-    tasks: tuple[str | None, str | None] = ("retrieval.query", "retrieval.passage"),
-    temperature: float = 0.05,
-    hardness: float = 0.0,
-    orthogonality: float = 0.0,
-) -> Tensor:
-    """Each query finds its passage among the batch's and the hard ``negatives``, and each passage its query.
-
-    With the two retrieval tasks this trains both adapters at once, with ``(None, None)`` it is the pair stage of the
-    base (arXiv 2409.10173, section 4.2). ``orthogonality`` weighs the regularisation of both sides.
-    """
-    queries = encode([q for q, _ in pairs], tasks[0])
-    passages = encode([*(p for _, p in pairs), *negatives], tasks[1])
-    loss = matryoshka(pair_loss, queries, passages, dims=dims, temperature=temperature, hardness=hardness)
-    if orthogonality:
-        for side in (queries, passages):
-            loss = loss + orthogonality * matryoshka(orthogonal_regularisation, side, dims=dims)
-    return loss
-
-
-def text_matching_step(
-    encode: Encode,
-    graded: Sequence[tuple[str, str, float]],
-    translations: Sequence[tuple[str, str]] = (),
-    *,
-    dims: Sequence[int],
-    translation_weight: float = 0.5,
-    task: str = "text-matching",
-) -> Tensor:
-    """Order of graded similarity, plus translations found among other sentences so that languages stay together."""
-    texts = [t for a, b, _ in graded for t in (a, b)] + [t for pair in translations for t in pair]
-    vectors = encode(texts, task)
-    pairs, bitext = vectors[: 2 * len(graded)], vectors[2 * len(graded) :]
-    grades = torch.tensor([grade for _, _, grade in graded], device=vectors.device)
-    order = matryoshka(_graded_loss, pairs[0::2], pairs[1::2], dims=dims, grades=grades)
-    if not translations:
-        return order
-    meeting = matryoshka(pair_loss, bitext[0::2], bitext[1::2], dims=dims, temperature=0.05)
-    return order + translation_weight * meeting
-
-
-def _graded_loss(first: Tensor, second: Tensor, *, grades: Tensor) -> Tensor:
-    return cosent((first * second).sum(dim=-1), grades, temperature=0.05)
-
-
-def classification_step(
-    encode: Encode, texts: Sequence[str], *, dims: Sequence[int], task: str = "classification"
-) -> Tensor:
-    """``texts`` come two a class: each finds its classmate.
-
-    The paper marks tuples with an id so that a classmate never stands among the negatives; with one pair a class, no
-    mark is needed.
-    """
-    vectors = encode(texts, task)
-    return matryoshka(pair_loss, vectors[0::2], vectors[1::2], dims=dims, temperature=0.05)
-
-
-def separation_step(
-    encode: Encode, texts: Sequence[str], labels: Sequence[int], *, dims: Sequence[int], task: str = "separation"
-) -> Tensor:
-    """Texts that share a label lie closer than texts that do not, over every two texts of the batch."""
-    vectors = encode(texts, task)
-    return matryoshka(
-        separation_loss, vectors, dims=dims, labels=torch.tensor(labels, device=vectors.device), temperature=0.05
-    )

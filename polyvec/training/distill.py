@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyvec.data.tokenized import TokenizedTexts
-from polyvec.losses import distillation, matryoshka, relational_distillation
+from polyvec.losses import distillation, relational_distillation
 from polyvec.model.config import ModelConfig
 from polyvec.model.encoder import Encoder, Layer
+from polyvec.model.pooling import truncate
 
 
 class StaticStudent(nn.Module):
@@ -88,17 +89,31 @@ def grow(student: StaticStudent) -> Encoder:
 
 
 def distillation_loss(
-    embeddings: Tensor, targets: Tensor, *, dims: Sequence[int], relation: float, temperature: float
+    embeddings: Tensor,
+    targets: Tensor,
+    *,
+    dims: Sequence[int],
+    relation: float,
+    temperature: float,
+    projection: Tensor | None = None,
 ) -> Tensor:
     """Cosine distance to the targets plus ``relation`` times the relational loss, averaged over the widths.
 
     The distance alone lets short widths drift together; the relation to other texts keeps them apart, which is what
-    bitext retrieval asks for. (B, D), (P, D) of different texts, the rows of ``targets`` beyond the first B being
-    others to be told apart from.
+    bitext retrieval asks for. (B, D), (P, T) of different texts, the rows of ``targets`` beyond the first B being
+    others to be told apart from. Without ``projection`` T must be D, and both sides are cut to each width. With one,
+    (D, T), it takes the student to the teacher's space, its first rows a student that is cut (arXiv 2602.15547 projects
+    the student's side; that the first rows serve the cut ones is ours).
     """
-    loss = matryoshka(distillation, embeddings, targets[: len(embeddings)], dims=dims)
-    if relation:
-        loss = loss + relation * matryoshka(
-            relational_distillation, embeddings, targets, dims=dims, temperature=temperature
-        )
-    return loss
+    losses = []
+    for dim in dims:
+        student, teacher = truncate(embeddings, dim), targets
+        if projection is None:
+            teacher = truncate(targets, dim)
+        else:
+            student = F.normalize(student @ projection[:dim], dim=-1)
+        loss = distillation(student, teacher[: len(student)])
+        if relation:
+            loss = loss + relation * relational_distillation(student, teacher, temperature=temperature)
+        losses.append(loss)
+    return torch.stack(losses).mean()

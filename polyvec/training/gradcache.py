@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyvec.training import distributed
 
@@ -26,13 +26,16 @@ PartsOf = Callable[[Sequence[str], str | None], tuple[Sequence[Part], Tensor]]
 
 
 def cached_shares(
-    loss_of: Callable[[Encode], Tensor], parts_of: PartsOf[Part], embed: Callable[[Part], Tensor]
+    loss_of: Callable[[Encode], Tensor],
+    parts_of: PartsOf[Part],
+    embed: Callable[[Part], Tensor],
+    heads: Sequence[nn.Parameter] = (),
 ) -> Iterator[Tensor]:
     """Yield a share of the loss for each part; sent backwards one by one, they add up to its whole gradient.
 
     ``loss_of`` is the step: it embeds what it needs through the function given to it and returns the loss. ``embed``
-    maps a part to its (b, D) embeddings. On several processes the gradients are to be summed over them. Dropout draws
-    the same masks in both passes.
+    maps a part to its (b, D) embeddings. ``heads`` are parameters of the loss itself; their gradient is set at once.
+    On several processes the gradients are to be summed over them. Dropout draws the same masks in both passes.
     """
     calls: list[tuple[list[Part], list[Tensor], Tensor, list[slice | None]]] = []
 
@@ -53,10 +56,13 @@ def cached_shares(
         return leaf[places.to(leaf.device)]
 
     loss = loss_of(encode)
-    gradients = torch.autograd.grad(loss, [leaf for _, _, leaf, _ in calls])
+    leaves = [leaf for _, _, leaf, _ in calls]
+    gradients = torch.autograd.grad(loss, [*leaves, *heads])
+    for head, gradient in zip(heads, gradients[len(leaves) :], strict=True):
+        head.grad = gradient / distributed.world_size()  # every process has the whole of it
     num_shares = sum(len(parts) for parts, *_ in calls)
     value = loss.detach() / num_shares / distributed.world_size()
-    for (parts, states, _, slices), gradient in zip(calls, gradients, strict=True):
+    for (parts, states, _, slices), gradient in zip(calls, gradients, strict=False):
         for part, state, rows in zip(parts, states, slices, strict=True):
             after = torch.get_rng_state()
             torch.set_rng_state(state)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from polyvec.atomic import whole_file
 from polyvec.training import distributed
 from polyvec.training.checkpoint import Checkpoint
+from polyvec.training.utilisation import Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +46,18 @@ def train(
     log_every: int = 20,
     checkpoint: Checkpoint | None = None,
     average: float = 0.0,
-    num_tokens: Callable[[], int] | None = None,
+    work: Work | None = None,
+    peak: float = math.inf,
     report: Callable[[dict[str, float]], None] | None = None,
 ) -> list[float]:
     """Minimise the sum of ``shares_of(step)`` with AdamW and return the loss of every step.
 
     Each share of a step's loss is sent backwards before the next is asked for, so that a batch of any size needs the
     memory of one share. ``groups`` pairs parameters with a multiple of the learning rate. Every ``log_every`` steps one
-    JSON line (step, mean loss since the last, seconds; with a counter ``num_tokens``, tokens a second) goes to
-    ``log_path`` and to ``report``. Under ``torchrun`` the gradients of all processes are summed, and the first process
-    alone writes. A loss that is not finite stops the run
-    before it reaches the weights: raises ``FloatingPointError`` naming the step.
+    JSON line (step, mean loss since the last, seconds) goes to ``log_path`` and to ``report``; where the shares count
+    their ``work``, also tokens a second of all processes and ``mfu``, the part of each one's ``peak`` FLOPs a second.
+    Under ``torchrun`` the gradients of all processes are summed, and the first process alone writes. A loss that is not
+    finite stops the run before it reaches the weights: raises ``FloatingPointError`` naming the step.
 
     With ``average`` between 0 and 1 the parameters that remain are a running mean of those after every step, each step
     weighing ``average`` times the next (Polyak averaging, as an exponential mean).
@@ -75,7 +79,7 @@ def train(
     if first:
         _forget_after(log_path, len(losses))
     started = marked = time.monotonic()
-    tokens_then = num_tokens() if num_tokens else 0
+    then = copy(work)
     with (
         log_path.open("a", encoding="utf-8") if first else nullcontext() as log,
         _sigterm(catch=checkpoint is not None) as stopping,
@@ -103,10 +107,12 @@ def train(
             if len(losses) % log_every == 0 or len(losses) == schedule.steps:
                 recent = losses[-log_every:]
                 row = {"step": step + 1, "loss": sum(recent) / len(recent), "seconds": time.monotonic() - started}
-                if num_tokens:
-                    now, tokens = time.monotonic(), num_tokens()
-                    row["tokens_per_second"] = distributed.sum_scalar((tokens - tokens_then) / (now - marked))
-                    marked, tokens_then = now, tokens
+                if work and then:
+                    taken = time.monotonic() - marked
+                    row["tokens_per_second"] = distributed.sum_scalar((work.tokens - then.tokens) / taken)
+                    speed = distributed.sum_scalar((work.flops - then.flops) / taken)
+                    row["mfu"] = speed / (peak * distributed.world_size())
+                    marked, then = time.monotonic(), copy(work)
                 if log is not None:
                     log.write(json.dumps(row) + "\n")
                     log.flush()

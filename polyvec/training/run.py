@@ -19,8 +19,23 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-STAGES = ("mlm", "pairs", "retrieval", "text-matching", "classification", "separation")
+STAGES = ("mlm", "distillation", "pairs", "retrieval", "text-matching", "classification", "separation")
 ARCHITECTURES = ("tiny", "mini", "jina-v3")
+_WITH_TEMPERATURE = STAGES[1:]
+#: Fields that some stages have no use for.
+_READ_BY = {
+    "mask_rate": ("mlm",),
+    "adapter": STAGES[3:],
+    "shares": _WITH_TEMPERATURE,
+    "temperature": _WITH_TEMPERATURE,
+    "negatives": ("pairs", "retrieval", "text-matching", "classification"),
+    "hardness": ("pairs", "retrieval", "text-matching"),
+    "guard": ("pairs", "retrieval", "text-matching"),
+    "orthogonality": ("pairs", "retrieval", "text-matching"),
+    "relation": ("distillation",),
+    "others": ("distillation",),
+    "projection": ("distillation",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +43,14 @@ class Run:
     """What decides the weights that come out. Fields without a default must be given."""
 
     stage: str  # one of STAGES
-    data: tuple[str, ...]  # JSONL, CSV or Parquet files with the columns of the stage
+    data: tuple[str, ...]  # JSONL, CSV or Parquet files; the columns of each say its loss (training/examples.py)
     output: str  # folder of the model, the checkpoint and the log
     steps: int
     model: str = "polyvec-mini"  # what it starts from: folder or hub name; not read with an architecture
     architecture: str = ""  # one of ARCHITECTURES: random weights of this shape
     tokenizer: str = ""  # tokenizer.json of a random model
+    adapter: str = ""  # a new task of this name learns instead of the stage's own, from which it starts
+    shares: tuple[float, ...] = ()  # how often each file of data is drawn; left out, by size
     batch_size: int = 64  # texts, pairs or windows a step
     part_tokens: int = 2048  # of texts that run together; what memory is needed for
     max_tokens: int = 256  # mlm splits longer texts, the other stages cut them
@@ -42,10 +59,16 @@ class Run:
     temperature: float = 0.05
     mask_rate: float = 0.3  # of the tokens, in whole words (arXiv 2202.08005 for more than 0.15)
     smoothing: float = 0.5  # a group is drawn in proportion to its size to this power
+    negatives: int = 7  # at most so many hard negatives a query, or so many texts of other classes
     orthogonality: float = 0.0  # weight of the global orthogonal regularisation
     hardness: float = 0.0  # how much a negative's likeness adds to its weight
+    guard: float = 0.0  # a negative nearer than the answer by more than this likely answers too; 0 keeps all
+    relation: float = 0.2  # weight of whom the teacher holds for near, beside the distance to its vectors
+    others: int = 0  # texts outside the batch whose vectors stand beside it in that
+    projection: bool = False  # a matrix, learnt and then left out, between the student's space and the teacher's
     average: float = 0.0  # of the weights over the steps; 0 keeps the last, 0.99 about the last hundred
     dropout: bool = False
+    gradient_checkpointing: bool = False  # each layer runs again in the backward pass instead of being remembered
     sharded: bool = False  # FSDP2 over the processes instead of a whole model on each
     bf16: bool = False
     seed: int = 0
@@ -63,6 +86,14 @@ class Run:
             "warmup_steps": (self.warmup_steps >= 1, "at least 1"),
             "temperature": (self.temperature > 0, "greater than 0"),
             "mask_rate": (0 < self.mask_rate < 1, "between 0 and 1"),
+            "shares": (
+                not self.shares or (len(self.shares) == len(self.data) and min(self.shares) > 0),
+                f"one number greater than 0 for each of {len(self.data)} files of data",
+            ),
+            "negatives": (self.negatives >= 0, "0 or more"),
+            "guard": (self.guard >= 0, "0 or more"),
+            "relation": (self.relation >= 0, "0 or more"),
+            "others": (self.others >= 0, "0 or more"),
             "orthogonality": (self.orthogonality >= 0, "0 or more"),
             "hardness": (self.hardness >= 0, "0 or more"),
             "average": (0 <= self.average < 1, "at least 0 and less than 1"),
@@ -76,6 +107,13 @@ class Run:
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise InputError(f"{name} must be {rule}, got {getattr(self, name)!r}")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, stages in _READ_BY.items():
+            if self.stage not in stages and getattr(self, name) != defaults[name]:
+                raise InputError(
+                    f"{name} must be left out in stage {self.stage}, which does not read it, got "
+                    f"{getattr(self, name)!r}; stages that do are {', '.join(stages)}"
+                )
 
 
 def read_run(name: str, changes: Mapping[str, str]) -> Run:

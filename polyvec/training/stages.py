@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polyvec.data.filters import overlaps
+from polyvec.atomic import check_new_folder
 from polyvec.data.masking import IGNORED, mask_words, word_starts
-from polyvec.data.sampling import GroupedSampler, LabelSampler
+from polyvec.data.sampling import GroupedSampler
 from polyvec.errors import InputError
 from polyvec.files import Record
 from polyvec.inference.batching import plan_batches
@@ -30,42 +30,54 @@ from polyvec.model.layouts import copy_companions
 from polyvec.model.weights import load_encoder, save_encoder
 from polyvec.text.tokenizer import Tokenizer
 from polyvec.training import distributed
-from polyvec.training.adapters import (
-    TextEncoder,
-    classification_step,
-    freeze_base,
-    retrieval_step,
-    separation_step,
-    switch_dropout_off,
-    text_matching_step,
-)
+from polyvec.training.adapters import TextEncoder, freeze_base, switch_dropout_off
 from polyvec.training.checkpoint import Checkpoint
-from polyvec.training.examples import COLUMNS, read_examples
-from polyvec.training.gradcache import Encode, cached_shares
+from polyvec.training.examples import Dataset, read_dataset
+from polyvec.training.gradcache import cached_shares
 from polyvec.training.loop import Schedule, train
 from polyvec.training.mlm import MaskedLanguageHead, masked_loss_sum
+from polyvec.training.objectives import objective
+from polyvec.training.own_adapter import ADAPTERS, add_tasks, new_tasks
 from polyvec.training.progress import draw_losses, write_tensorboard
 from polyvec.training.run import Run
+from polyvec.training.utilisation import Work, head_flops, measured_peak
 
 _SHAPES: dict[str, Callable[[], ModelConfig]] = {"tiny": tiny, "mini": mini, "jina-v3": ModelConfig}
+_OF_BASE = ("distillation", "pairs")  # stages with the loss of vectors that train the base
 Shares = Callable[[int], Iterator[Tensor]]
 Group = tuple[Sequence[nn.Parameter], float]
 
 
-def run_stage(run: Run, *, report: Callable[[dict[str, float]], None] | None = None) -> list[float]:
+def run_stage(
+    run: Run,
+    *,
+    report: Callable[[dict[str, float]], None] | None = None,
+    notice: Callable[[str], None] = lambda sentence: None,
+) -> list[float]:
     """Train as ``run`` says, write the model to ``run.output`` and return the loss of every step.
 
-    The same run again goes on from its checkpoint. Raises ``InputError`` before any step for data that does not fit.
+    The same run again goes on from its checkpoint. ``notice`` is told what of the data is left out. Raises
+    ``InputError`` before any step for data that does not fit, and for an output that holds something else.
     """
     with distributed.processes() as device:
         torch.manual_seed(run.seed)
         output = Path(run.output)
+        checkpoint = Checkpoint(output / "checkpoint.safetensors", every=run.save_every, run=asdict(run))
+        if not checkpoint.path.exists():
+            check_new_folder(output)
+        datasets = [read_dataset(Path(path), run.stage) for path in run.data]
+        for dataset in datasets:
+            if dataset.left_out:
+                total = len(dataset.rows) + dataset.left_out
+                notice(
+                    f"{dataset.path}: left out {dataset.left_out} of {total} pairs that share nearly all their words"
+                )
         encoder, tokenizer, companions = _open(run)
-        examples = [row for path in run.data for row in read_examples(Path(path), COLUMNS[run.stage], run.stage)]
         if not run.dropout:
             switch_dropout_off(encoder)
+        encoder.gradient_checkpointing = run.gradient_checkpointing
         encoder.train().to(device)
-        groups, shares, counter = _prepare(run, encoder, tokenizer, examples)
+        groups, shares, work = _prepare(run, encoder, tokenizer, datasets)
         output.mkdir(parents=True, exist_ok=True)
         losses = train(
             groups,
@@ -73,9 +85,10 @@ def run_stage(run: Run, *, report: Callable[[dict[str, float]], None] | None = N
             Schedule(steps=run.steps, learning_rate=run.learning_rate, warmup_steps=run.warmup_steps),
             log_path=output / "training.jsonl",
             log_every=min(20, run.steps),
-            checkpoint=Checkpoint(output / "checkpoint.safetensors", every=run.save_every, run=asdict(run)),
+            checkpoint=checkpoint,
             average=run.average,
-            num_tokens=counter,
+            work=work,
+            peak=measured_peak(device, bf16=run.bf16),
             report=report,
         )
         state = {name: distributed.whole(tensor).cpu() for name, tensor in encoder.state_dict().items()}
@@ -100,21 +113,28 @@ def _open(run: Run) -> tuple[Encoder, Tokenizer, Path]:
     else:
         companions = resolve_model_folder(None if run.model == "polyvec-mini" else run.model)
         encoder, path = load_encoder(companions), companions / "tokenizer.json"
+    if run.adapter:
+        encoder = add_tasks(encoder, new_tasks(run.adapter, run.stage))
     config = encoder.config
     if run.max_tokens > config.max_tokens:
         raise InputError(f"max_tokens must be at most the model's {config.max_tokens}, got {run.max_tokens}")
-    tokenizer = Tokenizer.from_file(
-        path, vocab_size=config.vocab_size, bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id
-    )
-    return encoder, tokenizer, companions
+    return encoder, Tokenizer.from_file(path, **config.tokenizer_ids), companions
+
+
+def _learning(run: Run) -> tuple[str | None, ...]:
+    """Return the names of the adapters that learn, of queries and of passages; None is the base."""
+    if run.stage in _OF_BASE:
+        return (None,)
+    return tuple(new_tasks(run.adapter, run.stage)) if run.adapter else ADAPTERS[run.stage]
 
 
 def _prepare(
-    run: Run, encoder: Encoder, tokenizer: Tokenizer, examples: list[Record]
-) -> tuple[list[Group], Shares, Callable[[], int]]:
-    """Return what learns, the shares of a step's loss, and a counter of the tokens seen."""
+    run: Run, encoder: Encoder, tokenizer: Tokenizer, datasets: Sequence[Dataset]
+) -> tuple[list[Group], Shares, Work]:
+    """Return what learns, the shares of a step's loss, and the count of what they did."""
     if run.stage == "mlm":
-        windows = MaskedWindows(run, tokenizer, examples, mask_token_id=encoder.config.vocab_size - 1)
+        rows = [row for dataset in datasets for row in dataset.rows]
+        windows = MaskedWindows(run, tokenizer, rows, mask_token_id=encoder.config.vocab_size - 1)
         head = MaskedLanguageHead(encoder).to(encoder.embeddings.word_embeddings.weight.device)
         base = _base_parameters(encoder)
         if run.sharded:
@@ -122,93 +142,43 @@ def _prepare(
         return (
             [(base, 1.0), (list(head.parameters()), 1.0)],
             lambda step: windows.shares(step, encoder, head),
-            (lambda: windows.num_tokens),
+            windows.work,
         )
-    loss = contrastive_step(run, examples, encoder.config.matryoshka_dims)
-    if run.stage == "pairs":
+    of_base = run.stage in _OF_BASE
+    if of_base:
         for name, parameter in encoder.named_parameters():
             parameter.requires_grad_(".lora_" not in name)
-        if run.sharded:
-            distributed.shard(encoder)
-        learning = _base_parameters(encoder)
     else:
         freeze_base(encoder)
-        if run.sharded:
-            distributed.shard(encoder)
-        learning = [p for p in encoder.parameters() if p.requires_grad]
+    if run.sharded:
+        distributed.shard(encoder)
+    learning = _base_parameters(encoder) if of_base else [p for p in encoder.parameters() if p.requires_grad]
+    device = encoder.embeddings.word_embeddings.weight.device
+    heads = [_projection(encoder.config.hidden_size, datasets[0], device)] if run.projection else []
+    loss = objective(run, datasets, _learning(run), encoder.config.matryoshka_dims, *heads)
     texts = TextEncoder(encoder, tokenizer, max_tokens=run.max_tokens, part_tokens=run.part_tokens, bf16=run.bf16)
 
     def shares(step: int) -> Iterator[Tensor]:
-        return cached_shares(lambda encode: loss(encode, step), texts.parts, texts.embed)
+        return cached_shares(lambda encode: loss(encode, step), texts.parts, texts.embed, heads)
 
-    return [(learning, 1.0)], shares, lambda: texts.num_tokens
+    return [(learning, 1.0), (heads, 1.0)], shares, texts.work
+
+
+def _projection(width: int, dataset: Dataset, device: torch.device) -> nn.Parameter:
+    """Return a random (D, T) matrix from the student's width to that of the teacher's vectors in ``dataset``."""
+    shape = (width, len(dataset.rows[0]["embedding"]))
+    return nn.Parameter(torch.randn(shape, device=device) * width**-0.5)
 
 
 def _base_parameters(encoder: Encoder) -> list[nn.Parameter]:
     return [p for n, p in encoder.named_parameters() if ".lora_" not in n and not n.startswith("pooler.")]
 
 
-def contrastive_step(run: Run, examples: list[Record], dims: Sequence[int]) -> Callable[[Encode, int], Tensor]:
-    """Return the loss of a step as a function of an encoder of texts and the step's number."""
-    if run.stage in ("classification", "separation"):
-        per_class = 2 if run.stage == "classification" else 4
-        labels = LabelSampler(
-            ((group_of(row), str(row["label"]), row["text"]) for row in examples), per_class=per_class, seed=run.seed
-        )
-        num_classes = max(2, run.batch_size // per_class)
-        if run.stage == "classification":
-            return lambda encode, step: classification_step(encode, labels.draw(step, num_classes)[0], dims=dims)
-        return lambda encode, step: separation_step(encode, *labels.draw(step, num_classes), dims=dims)
-    rows = GroupedSampler(
-        ((group_of(row), row) for row in examples), smallest=1, smoothing=run.smoothing, seed=run.seed
-    )
-    if run.stage == "text-matching":
-        return lambda encode, step: text_matching_step(
-            encode, [(r["text_a"], r["text_b"], r["score"]) for r in rows.draw(step, run.batch_size)], dims=dims
-        )
-    tasks = (None, None) if run.stage == "pairs" else ("retrieval.query", "retrieval.passage")
-
-    def search(encode: Encode, step: int) -> Tensor:
-        drawn = distinct(rows.draw(step, run.batch_size))
-        answers = {row["passage"] for row in drawn}
-        negatives = dict.fromkeys(text for row in drawn for text in row.get("negatives") or () if text not in answers)
-        return retrieval_step(
-            encode,
-            [(row["query"], row["passage"]) for row in drawn],
-            negatives=list(negatives),
-            dims=dims,
-            tasks=tasks,
-            temperature=run.temperature,
-            hardness=run.hardness,
-            orthogonality=run.orthogonality,
-        )
-
-    return search
-
-
-def group_of(row: Record) -> tuple[str, str]:
-    """Return the language and source of an example: texts of one batch share both."""
-    return str(row.get("lang", "")), str(row.get("source", ""))
-
-
-def distinct(rows: Sequence[Record]) -> list[Record]:
-    """Return ``rows`` without false negatives, whose query or passage came before, case and spaces aside, and without
-    pairs that teach to compare letters (``overlaps``)."""
-    seen: set[tuple[str, str]] = set()
-    kept = []
-    for row in rows:
-        keys = {(side, " ".join(row[side].casefold().split())) for side in ("query", "passage")}
-        if not keys & seen and not overlaps(row["query"], row["passage"]):
-            kept.append(row)
-        seen |= keys
-    return kept
-
-
 class MaskedWindows:
     """Running text as windows of up to ``max_tokens``, one language a batch, words hidden anew at every step."""
 
     def __init__(self, run: Run, tokenizer: Tokenizer, examples: list[Record], *, mask_token_id: int) -> None:
-        self.run, self.mask_token_id, self.num_tokens = run, mask_token_id, 0
+        self.run, self.mask_token_id, self.work = run, mask_token_id, Work()
         self.sampler = GroupedSampler(
             ((row.get("lang", ""), window) for row in examples for window in _windows(row["text"], tokenizer, run)),
             smallest=1,
@@ -231,7 +201,8 @@ class MaskedWindows:
         for i in mine[:own]:
             ids, labels = (np.concatenate([rows[j][side] for j in plans[i]]).astype(np.int64) for side in (0, 1))
             cu_seqlens = torch.tensor([0, *(len(rows[j][0]) for j in plans[i])]).cumsum(0).int()
-            self.num_tokens += len(ids)
+            self.work.add(encoder.config, cu_seqlens.diff().tolist(), trains_base=True)
+            self.work.flops += 3 * head_flops(encoder.config, int((labels != IGNORED).sum()))
             with torch.autocast(device.type, torch.bfloat16, enabled=self.run.bf16):
                 total = masked_loss_sum(
                     encoder, head, torch.from_numpy(ids).to(device), cu_seqlens.to(device),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
@@ -15,6 +17,7 @@ from polyvec.errors import InputError
 #: XLM-RoBERTa's order: the encoder's bos, pad and eos ids are the first three.
 LEADING_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK = "<mask>"  # the last id, as in XLM-RoBERTa
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def balanced_sample(
@@ -86,6 +89,35 @@ def train_unigram(
     if (size := tokenizer.get_vocab_size()) != vocab_size:
         raise InputError(f"vocab_size {vocab_size} needs more text to fill it, got enough for {size} pieces")
     return tokenizer
+
+
+@dataclass(frozen=True)
+class Fertility:
+    """How finely a tokenizer cuts a language. Words stand between spaces, so they mean little in scripts that put none;
+    there, look at the characters of a token."""
+
+    lang: str
+    words: int
+    tokens_per_word: float
+    characters_per_token: float
+    byte_tokens: float  # part of the tokens that are single bytes or unknown
+
+
+def fertility(tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]]) -> list[Fertility]:
+    """Return for each language of ``texts`` how many tokens its words take, languages in order."""
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy, to count no padding and cut nothing
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    rows = []
+    for lang, own in sorted(texts.items()):
+        words = sum(any(map(str.isalnum, word)) for text in own for word in text.split())
+        tokens = [token for e in tokenizer.encode_batch(list(own), add_special_tokens=False) for token in e.tokens]
+        if not words or not tokens:
+            raise InputError(f"texts of {lang!r} must hold words, got none in {len(own)} texts")
+        lost = sum(token == "<unk>" or _BYTE.fullmatch(token) is not None for token in tokens)
+        characters = sum(len("".join(text.split())) for text in own)
+        rows.append(Fertility(lang, words, len(tokens) / words, characters / len(tokens), lost / len(tokens)))
+    return rows
 
 
 def _with_bytes_and_mask(tokenizer: Tokenizer, byte_pieces: Sequence[str]) -> Tokenizer:

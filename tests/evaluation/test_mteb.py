@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +23,20 @@ from mteb.abstasks import (  # noqa: E402
     AbsTaskBitextMining,
     AbsTaskClassification,
     AbsTaskClustering,
+    AbsTaskMultilabelClassification,
     AbsTaskPairClassification,
     AbsTaskRetrieval,
     AbsTaskSTS,
+    AbsTaskSummarization,
 )
 from mteb.abstasks.task_metadata import TaskMetadata  # noqa: E402
 
 from polyvec import Embedder  # noqa: E402
 from polyvec.errors import InputError  # noqa: E402
-from polyvec.evaluation.mteb import MtebModel, task_of  # noqa: E402
+from polyvec.evaluation.metrics import Vectors  # noqa: E402
+from polyvec.evaluation.mteb import MtebModel, find_tasks, run_mteb, task_of  # noqa: E402
 from polyvec.evaluation.suites import Labelled, Pairs, Ranking, Suite, score  # noqa: E402
+from polyvec.evaluation.systems import of_embedder  # noqa: E402
 from polyvec.samples import corpus  # noqa: E402
 
 RNG = np.random.default_rng(0)
@@ -139,6 +149,7 @@ def test_mteb_and_our_suites_agree(kind: str, model_folder: Path, embedder: Embe
         ("Retrieval", "SciFact", "document", "retrieval.passage"),
         ("Retrieval", "QuoraRetrieval", "document", "text-matching"),
         ("Retrieval", "CQADupstackUnixRetrieval", "query", "text-matching"),
+        ("Retrieval", "LEMBNeedleRetrieval", "document", "text-matching"),
         ("Reranking", "AskUbuntu", "query", "separation"),
         ("Clustering", "Reddit", None, "separation"),
         ("MultilabelClassification", "x", None, "classification"),
@@ -158,4 +169,76 @@ def test_a_task_type_without_adapter_is_named() -> None:
 
 def test_a_width_and_dtype_are_in_the_name_that_mteb_keeps_results_under(model_folder: Path) -> None:
     meta = MtebModel(model_folder, engine="onnx", dimensions=16, dtype="binary").mteb_model_meta
-    assert meta.name == "polyvec/tiny-16-binary" and meta.embed_dim == 16
+    assert meta.name == "polyvec/tiny-onnx-float32-16-binary" and meta.embed_dim == 16
+
+
+def test_a_run_keeps_mtebs_json_and_our_stamp_and_goes_on(embedder: Embedder, tmp_path: Path) -> None:
+    calls = 0
+    system = of_embedder(embedder, "tiny")
+    real = system.encode
+    assert real is not None
+
+    def encode(texts: Sequence[str], adapter: str | None, prompt: str) -> Vectors:
+        nonlocal calls
+        calls += 1
+        return real(texts, adapter, prompt)
+
+    counted = replace(system, encode=encode)
+    (line,) = run_mteb([CASES["STS"][0]()], [counted], tmp_path, dimensions=[16])
+    assert line.startswith("polyvec/tiny-onnx-float32-16-float32  LocalSTS  ") and calls > 0
+    result = json.loads(
+        (tmp_path / f"results/polyvec__tiny-onnx-float32-16-float32/{system.weights}/LocalSTS.json").read_text()
+    )
+    assert f"{result['scores']['test'][0]['main_score']:.4f}" == line.split()[-1]
+    (path,) = (tmp_path / "stamps").iterdir()
+    stamp = json.loads(path.read_text())
+    assert stamp["weights"] == system.weights and stamp["dimensions"] == 16 and "mteb" in stamp["versions"]
+    query, document = stamp["tasks"]["Retrieval"]
+    assert query["adapter"] == "retrieval.query" and query["prompt"].startswith("Represent the query")
+    assert document["adapter"] == "retrieval.passage"
+    before = calls
+    assert list(run_mteb([CASES["STS"][0]()], [counted], tmp_path, dimensions=[16])) == [line] and calls == before
+    other = replace(counted, weights="0" * 16)  # of which mteb's cache holds nothing
+    assert list(run_mteb([CASES["STS"][0]()], [other], tmp_path, dimensions=[16])) and calls > before
+
+
+def test_task_types_without_a_suite_of_ours_run_too(embedder: Embedder, tmp_path: Path) -> None:
+    machine = [[TEXTS[(i + j) % 120] for j in range(4)] for i in range(10)]
+    relevance = [[float((i * j) % 5) for j in range(4)] for i in range(10)]
+    summaries = local_task(
+        AbsTaskSummarization, "Summarization", "cosine_spearman",
+        split(text=TEXTS[:10], human_summaries=[[t] for t in TEXTS[10:20]], machine_summaries=machine,
+              relevance=relevance),
+        min_score=0, max_score=5,
+    )  # fmt: skip
+    many = DatasetDict(
+        {
+            k: Dataset.from_dict({"text": TEXTS[s], "label": [[int(c), 4 + int(c) % 2] for c in CLASSES[s]]})
+            for k, s in {"train": slice(0, 70), "test": slice(70, 120)}.items()
+        }
+    )
+    labels = local_task(AbsTaskMultilabelClassification, "MultilabelClassification", "accuracy", many)
+    lines = list(run_mteb([summaries, labels], [of_embedder(embedder, "tiny")], tmp_path))
+    assert [line.split()[1] for line in lines] == ["LocalSummarization", "LocalMultilabelClassification"]
+
+
+def test_names_of_mteb_are_found_or_named() -> None:
+    assert [task.metadata.name for task in find_tasks("STSBenchmark")] == ["STSBenchmark"]
+    assert len(find_tasks("MTEB(eng, v2)")) == 41
+    with pytest.raises(InputError, match="--mteb must name a benchmark or task of mteb .*, got 'MTEB-nowhere'"):
+        find_tasks("MTEB-nowhere")
+
+
+def test_without_the_hub_the_command_says_so(model_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "polyvec", "evaluate", "--mteb", "STSBenchmark", "--model", str(model_folder)]
+    result = subprocess.run(
+        [*command, "-o", str(tmp_path / "out")], capture_output=True, text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},
+    )  # fmt: skip
+    assert result.returncode == 2, result.stderr
+    assert "the data of MTEB's STSBenchmark must come from huggingface.co or its cache on this machine" in result.stderr
+
+
+def test_a_peer_without_vectors_is_refused() -> None:
+    with pytest.raises(InputError, match="mteb scores vectors, and bm25 has none"):
+        MtebModel("bm25")

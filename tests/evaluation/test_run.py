@@ -16,24 +16,22 @@ from polyvec import Embedder
 from polyvec.cli import app
 from polyvec.errors import InputError
 from polyvec.evaluation.metrics import Vectors
-from polyvec.evaluation.report import html_report
+from polyvec.evaluation.report import _comparable, html_report
 from polyvec.evaluation.run import comparisons, plan, run_cells
 from polyvec.evaluation.suites import Pairs, Suite
 from polyvec.evaluation.systems import System, open_system
-from polyvec.inference.quantize import quantize, unit
+from polyvec.inference.quantize import unit
 
 WORDS = ("rain", "snow", "router", "train", "bread", "music", "river", "stone")
 SUITE = Suite("sts", "words", Pairs(list(WORDS), list(WORDS[::-1]), [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]), "en")
 
 
 def random_system(name: str = "random", weights: str = "w1", seed: int = 0) -> System:
-    def encode(texts: Sequence[str], task: str | None) -> Vectors:
+    def encode(texts: Sequence[str], adapter: str | None, prompt: str) -> Vectors:
         rows = [np.random.default_rng([seed, *text.encode()]).normal(size=16) for text in texts]
         return unit(np.array(rows, np.float32))
 
-    return System(
-        name, weights, "none", 16, encode, lambda v, width, dtype: quantize(unit(v[:, :width]), dtype, {}), {}
-    )
+    return System(name, weights, "none", 16, encode)
 
 
 def test_a_finished_cell_is_read_and_not_measured_again(tmp_path: Path) -> None:
@@ -73,26 +71,43 @@ def test_two_models_are_compared_on_the_same_observations(tmp_path: Path) -> Non
 
 
 def test_the_report_is_one_page_that_asks_for_nothing(tmp_path: Path) -> None:
-    suites = [SUITE, replace(SUITE, group="de"), replace(SUITE, name="<odd>", group="")]
+    long = [replace(SUITE, name="long", group=str(n), num_tokens=n) for n in (256, 512)]
+    suites = [SUITE, replace(SUITE, name="<odd>", group=""), *long]
     systems = [random_system(), random_system("other", "w2", seed=1)]
     results = run_cells(plan(systems, suites, dimensions=[8, 16]), tmp_path)
     page = html_report(results, list(comparisons(results)))
-    assert page.count("<svg") == 3 and "&lt;odd&gt;" in page and "<odd>" not in page
+    headings = re.findall("<h2>([^<]+)</h2>", page)
+    assert headings == [
+        "By suite", "By language", "Quality against dimensions", "Quality against bytes", "Quality against length",
+        "Quality against time", "All scores", "Paired tests",
+    ]  # fmt: skip
+    assert page.count("<svg") == 6 and "&lt;odd&gt;" in page and "<odd>" not in page
     links = re.findall(r"""(?:href|src|url)\s*[=(]\s*["']?([^"')\s>]+)""", page)
     assert links and all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+    assert "<script" not in page and "@import" not in page
+
+
+def test_a_page_of_one_number_has_the_plots_that_say_something(tmp_path: Path) -> None:
+    page = html_report(run_cells(plan([random_system()], [SUITE]), tmp_path), [])
+    assert re.findall("<h2>([^<]+)</h2>", page) == ["By suite", "All scores"]
+
+
+def test_means_are_over_suites_that_every_model_has(tmp_path: Path) -> None:
+    """A line through means of other suites would compare what does not compare."""
+    first, other = random_system(), random_system("other", "w2", seed=1)
+    lonely = replace(SUITE, group="de", data=Pairs(SUITE.data.first[:4], SUITE.data.second[:4], [1.0, 2.0, 3.0, 4.0]))
+    cells = plan([first], [SUITE, lonely], dimensions=[8, 16]) + plan([other], [SUITE], dimensions=[8, 16])
+    rows = run_cells(cells, tmp_path)
+    assert [(r["model"], r["group"]) for r in _comparable(rows)] == [("random", "en")] * 2 + [("other", "en")] * 2
 
 
 def test_our_vectors_are_converted_as_the_embedder_gives_them(model_folder: Path, embedder: Embedder) -> None:
     system = open_system(str(model_folder), engine="onnx")
-    full = system.encode(WORDS, "separation")
+    assert system.encode is not None
+    full = system.encode(WORDS, "separation", "")
     for width, dtype in ((32, "float32"), (16, "binary")):
         expected = embedder.encode(list(WORDS), task="separation", dimensions=width, dtype=dtype)
         np.testing.assert_allclose(system.convert(full, width, dtype), expected, atol=1e-6)
-
-
-def test_a_peer_that_is_not_there_is_named() -> None:
-    with pytest.raises(InputError, match="st:FOLDER must be a folder of sentence-transformers, got none at nowhere"):
-        open_system("st:nowhere")
 
 
 def test_the_command_scores_a_file_and_writes_the_page(
@@ -101,13 +116,15 @@ def test_the_command_scores_a_file_and_writes_the_page(
     monkeypatch.chdir(tmp_path)
     rows = [{"text_a": a, "text_b": b, "label": int(a < b)} for a, b in zip(WORDS, WORDS[1:], strict=False)]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = ["evaluate", "pairs.jsonl", "--model", str(model_folder), "--engine", "onnx", "--no-task"]
+    command = ["evaluate", "pairs.jsonl", "--model", str(model_folder), "--engine", "onnx", "--ablate", "task"]
     result = CliRunner().invoke(app, [*command, "--json", "--html", "page.html"])
     assert result.exit_code == 0, result.output
     answer = json.loads(result.stdout)
     with_task, without = answer["results"]
-    assert with_task["kind"] == "pair-classification" and with_task["prompts"] == {"classification": ""}
-    assert with_task["adapter"] and not without["adapter"] and without["prompts"] is None
+    assert with_task["kind"] == "pair-classification" and with_task["variant"] == ""
+    assert with_task["stamp"]["tasks"] == [{"adapter": "classification", "prompt": ""}] * 2
+    assert without["stamp"]["tasks"] == [{"adapter": None, "prompt": ""}] * 2 and without["variant"] == "no-task"
+    assert len(answer["comparisons"]) == 1
     assert Path("page.html").read_text().startswith("<!doctype html>")
     assert "cosine_ap" in CliRunner().invoke(app, command).stdout
     bad = CliRunner().invoke(app, ["evaluate", "sts=pairs.jsonl"])

@@ -92,6 +92,7 @@ def test_each_kind_is_embedded_for_its_own_task() -> None:
     assert seen == ["separation"] * 2 + ["retrieval.query", "retrieval.passage"] + ["text-matching"] * 4
     assert set(TASKS) == {
         "sts", "bitext", "retrieval", "reranking", "clustering", "classification", "pair-classification",
+        "failure-cases",
     }  # fmt: skip
 
 

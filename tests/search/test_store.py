@@ -39,8 +39,22 @@ def test_each_mode_finds_its_passage(store: Store) -> None:
     assert [hit.passage.text for hit in store.search(None, "ROUTER", mode="text")] == ["the red router"]
     assert [hit.passage.text for hit in store.search(None, "世界", mode="text")] == ["你好世界，路由器"]
     both = store.search(unit(0), "router")
-    assert both[0].passage.text == "the red router" and both[0].score == pytest.approx(2 / 61, abs=2e-3)
-    assert len(both) == 3
+    assert [hit.score for hit in both] == pytest.approx([1, 0, 0]) and both[0].passage.text == "the red router"
+
+
+def test_a_hybrid_score_adds_meaning_and_words_by_weight(store: Store) -> None:
+    put(store, "c.txt", ["router router"], 3)
+    vector = 0.8 * unit(0) + 0.6 * unit(1)  # cosines 0.8 (the red router), 0.6 (a cat sleeps), 0, 0
+    words = {hit.passage.text: hit.score for hit in store.search(None, "router", mode="text")}
+    share = words["the red router"] / words["router router"]
+    found = {hit.passage.text: hit.score for hit in store.search(vector, "router", weight=0.4)}
+    expected = {"the red router": 0.4 + 0.6 * share, "router router": 0.6, "a cat sleeps": 0.4 * 0.75}
+    assert {text: found[text] for text in expected} == pytest.approx(expected, abs=1e-5)
+    for weight, mode in ((0, "text"), (1, "vector")):
+        alone = store.search(vector, "router", mode=mode, top=1)[0].passage
+        assert store.search(vector, "router", weight=weight, top=1)[0].passage == alone
+    nothing = store.search(vector, "nowhere", top=2)
+    assert [hit.passage.text for hit in nothing] == ["the red router", "a cat sleeps"]
 
 
 def test_a_passage_comes_back_as_it_was(store: Store) -> None:
@@ -119,6 +133,8 @@ def test_what_is_no_store_is_an_error(tmp_path: Path, store: Store) -> None:
         store.search(unit(0), "x", mode="both")
     with pytest.raises(InputError, match="top must be at least 1"):
         store.search(unit(0), "x", top=0)
+    with pytest.raises(InputError, match="weight must be between 0, words alone, and 1, meaning alone, got 2"):
+        store.search(unit(0), "x", weight=2)
     with pytest.raises(InputError, match="page must be a whole number, got 'two'"):
         store.search(unit(0), "x", where={"page": "two"})
 

@@ -26,6 +26,7 @@ def test_gradcache_equals_the_full_batch(dropout: float, num_parts: int) -> None
 
     def gradients(*, cached: bool) -> tuple[float, list[Tensor]]:
         encoder = random_encoder(config).train()
+        head = torch.nn.Parameter(torch.eye(32))  # a parameter of the loss itself
 
         def encode(part: Tensor) -> Tensor:
             rows = [texts[i] for i in part]
@@ -35,15 +36,16 @@ def test_gradcache_equals_the_full_batch(dropout: float, num_parts: int) -> None
         torch.manual_seed(7)
         if cached:
             total = 0.0
-            shares = cached_shares(lambda e: loss_of(e([], None)), lambda *_: (parts, torch.arange(10)), encode)
+            places = (parts, torch.arange(10))
+            shares = cached_shares(lambda e: loss_of(e([], None) @ head), lambda *_: places, encode, [head])
             for share in shares:
                 share.backward()
                 total += share.item()
         else:
-            loss = loss_of(torch.cat([encode(part) for part in parts]))
+            loss = loss_of(torch.cat([encode(part) for part in parts]) @ head)
             loss.backward()
             total = loss.item()
-        return total, [p.grad for p in encoder.parameters() if p.grad is not None]
+        return total, [p.grad for p in (*encoder.parameters(), head) if p.grad is not None]
 
     (whole_loss, whole), (cached_loss, cached) = gradients(cached=False), gradients(cached=True)
     assert cached_loss == pytest.approx(whole_loss, abs=1e-6)

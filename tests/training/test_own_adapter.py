@@ -14,13 +14,15 @@ from polyvec import Embedder
 from polyvec.errors import InputError
 from polyvec.model.weights import load_encoder, save_hf
 from polyvec.samples import corpus
-from polyvec.training.own_adapter import add_tasks, train_adapter
+from polyvec.training.own_adapter import add_tasks, new_tasks
+from polyvec.training.run import Run
+from polyvec.training.stages import run_stage
 from tests.conftest import random_encoder
 
 TEXTS = [row["text"] for row in corpus()[:16]]
 EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "retrieval": [{"query": t[:20], "passage": t[20:]} for t in TEXTS],
-    "matching": [{"text_a": t[:25], "text_b": t[10:], "score": i % 5} for i, t in enumerate(TEXTS)],
+    "text-matching": [{"text_a": t[:25], "text_b": t[10:], "score": i % 5} for i, t in enumerate(TEXTS)],
     "classification": [{"text": t, "label": i % 4} for i, t in enumerate(TEXTS)],
     "separation": [{"text": t, "label": i % 4} for i, t in enumerate(TEXTS)],
 }
@@ -31,13 +33,17 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", list(EXAMPLES))
-def test_a_sixth_task_is_usable_by_name_and_nothing_else_moved(kind: str, model_folder: Path, tmp_path: Path) -> None:
-    data = write(tmp_path / "mine.jsonl", EXAMPLES[kind])
-    names, losses = train_adapter(
-        model_folder, data, tmp_path / "out", kind=kind, name="legal", steps=12, batch_size=8, learning_rate=0.01
-    )
-    assert names == (("legal.query", "legal.passage") if kind == "retrieval" else ("legal",))
+def run_of(stage: str, data: Path, model: Path, output: Path, **changes: Any) -> Run:
+    fields = {"steps": 12, "batch_size": 8, "learning_rate": 0.01, "warmup_steps": 1, "adapter": "legal", **changes}
+    return Run(stage=stage, data=(str(data),), model=str(model), output=str(output), **fields)
+
+
+@pytest.mark.parametrize("stage", list(EXAMPLES))
+def test_a_sixth_task_is_usable_by_name_and_nothing_else_moved(stage: str, model_folder: Path, tmp_path: Path) -> None:
+    data = write(tmp_path / "mine.jsonl", EXAMPLES[stage])
+    losses = run_stage(run_of(stage, data, model_folder, tmp_path / "out"))
+    names = tuple(new_tasks("legal", stage))
+    assert names == (("legal.query", "legal.passage") if stage == "retrieval" else ("legal",))
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
     before, after = Embedder(model_folder, engine="torch"), Embedder(tmp_path / "out", engine="torch")
     assert after.tasks == (*before.tasks, *names)
@@ -60,27 +66,27 @@ def test_a_new_adapter_starts_as_a_copy_or_as_no_change() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "rows", "options", "message"),
+    ("stage", "rows", "options", "message"),
     [
-        ("ranking", EXAMPLES["matching"], {}, "kind must be one of retrieval, matching"),
-        ("retrieval", EXAMPLES["matching"], {}, r"mine\.jsonl:1 must have the column 'query'"),
-        ("retrieval", [{"query": "a"}] * 9, {}, "example 1 must have the columns query, passage"),
+        ("retrieval", EXAMPLES["separation"], {}, "must have the columns query, passage; or text_a, text_b for ret"),
+        ("classification", EXAMPLES["retrieval"], {}, r"mine\.jsonl:1 must have the column 'text'"),
+        ("retrieval", [{"query": "a", "passage": None}] * 9, {}, "example 1 must have the columns query, passage"),
         ("retrieval", [{"query": "a", "passage": 5}] * 9, {}, "example 1: 'passage' must be a text, got int"),
-        ("matching", [{"text_a": "a", "text_b": "b", "score": "high"}] * 9, {}, "'score' must be a finite number"),
-        ("matching", [{"text_a": "a", "text_b": "b", "score": 1}] * 9, {}, "score must differ between examples"),
+        ("text-matching", [{"text_a": "a", "text_b": "b", "score": "high"}] * 9, {}, "'score' must be a finite number"),
+        ("text-matching", [{"text_a": "a", "text_b": "b", "score": 1}] * 9, {}, "score must differ between examples"),
         ("classification", [{"text": f"t{i}", "label": i} for i in range(9)], {}, "two classes of 2 texts"),
         ("separation", EXAMPLES["separation"][:3], {}, "at least 8 examples, got 3"),
-        ("separation", EXAMPLES["separation"], {"name": "separation"}, "new to the model, which has retr"),
-        ("separation", EXAMPLES["separation"], {"name": "../legal"}, "name must be letters, digits"),
+        ("separation", EXAMPLES["separation"], {"adapter": "separation"}, "new to the model, which has retr"),
+        ("separation", EXAMPLES["separation"], {"adapter": "../legal"}, "name must be letters, digits"),
         ("separation", EXAMPLES["separation"], {"steps": 0}, "steps must be at least 1"),
     ],
 )
 def test_examples_that_do_not_fit_are_named(
-    model_folder: Path, tmp_path: Path, kind: str, rows: list[dict[str, Any]], options: dict[str, Any], message: str
+    model_folder: Path, tmp_path: Path, stage: str, rows: list[dict[str, Any]], options: dict[str, Any], message: str
 ) -> None:
     data = write(tmp_path / "mine.jsonl", rows)
     with pytest.raises(InputError, match=message):
-        train_adapter(model_folder, data, tmp_path / "out", **{"kind": kind, "name": "legal", "steps": 2, **options})
+        run_stage(run_of(stage, data, model_folder, tmp_path / "out", **{"steps": 2, **options}))
     assert not (tmp_path / "out").exists()
 
 
@@ -98,12 +104,12 @@ def test_a_sixth_task_goes_out_as_peft_and_comes_back(model_folder: Path, tmp_pa
 def test_a_model_is_never_written_over(model_folder: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "mine.jsonl", EXAMPLES["separation"])
     with pytest.raises(InputError, match="new or empty folder"):
-        train_adapter(model_folder, data, model_folder, kind="separation", name="legal")
+        run_stage(run_of("separation", data, model_folder, model_folder))
 
 
 def test_the_base_is_bit_identical_in_the_file(model_folder: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "mine.jsonl", EXAMPLES["separation"])
-    train_adapter(model_folder, data, tmp_path / "out", kind="separation", name="legal", steps=3, batch_size=8)
+    run_stage(run_of("separation", data, model_folder, tmp_path / "out", steps=3))
     before, after = load_encoder(model_folder).state_dict(), load_encoder(tmp_path / "out").state_dict()
     for name, tensor in before.items():
         assert torch.equal(after[name] if ".lora_" not in name else after[name][:5], tensor), name

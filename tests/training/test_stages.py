@@ -21,8 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from polyvec import Embedder
 from polyvec.errors import InputError
 from polyvec.samples import corpus
+from polyvec.training.objectives import distinct
 from polyvec.training.run import STAGES, Run, make_run, read_run
-from polyvec.training.stages import distinct, run_stage
+from polyvec.training.stages import run_stage
 
 LANGS = ("en", "de", "fr", "es", "it", "pt", "nl", "pl")
 
@@ -32,6 +33,9 @@ def rows_of(stage: str) -> list[dict[str, Any]]:
     texts = list(dict.fromkeys(texts))
     if stage == "mlm":
         return [{"text": t, "lang": "en"} for t in texts]
+    if stage == "distillation":
+        generator = np.random.default_rng(0)
+        return [{"text": t, "embedding": generator.standard_normal(32).round(3).tolist()} for t in texts]
     if stage in ("pairs", "retrieval"):
         before = [texts[-1], *texts]
         return [{"query": f"{t.split()[0]} {i}", "passage": t, "negatives": [before[i]]} for i, t in enumerate(texts)]
@@ -63,10 +67,10 @@ def test_the_loss_of_every_stage_falls_in_20_steps(stage: str, make: Callable[..
     assert np.mean(losses[-5:]) < np.mean(losses[:3])
     before, after = (load_file(folder / "model.safetensors") for folder in (model_folder, Path(run.output)))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed and all((".lora_" in name) == (stage not in ("mlm", "pairs")) for name in changed)
+    assert changed and all((".lora_" in name) == (stage not in ("mlm", "distillation", "pairs")) for name in changed)
     assert Embedder(run.output, engine="torch", device="cpu").encode("a text").shape == (32,)
     last = json.loads((Path(run.output) / "training.jsonl").read_text().splitlines()[-1])
-    assert last["step"] == 20 and last["tokens_per_second"] > 0
+    assert last["step"] == 20 and last["tokens_per_second"] > 0 and 0 < last["mfu"] < 1
     assert "<svg" in (Path(run.output) / "training.svg").read_text()
     events = EventAccumulator(str(Path(run.output) / "tensorboard"))
     events.Reload()
@@ -82,11 +86,13 @@ def test_a_run_records_itself_and_refuses_another(make: Callable[..., Run]) -> N
 
 
 @pytest.mark.parametrize(
-    ("stage", "sharded"), [("mlm", False), ("pairs", False), ("retrieval", False), ("pairs", True)]
+    ("stage", "sharded"),
+    [("mlm", False), ("distillation", False), ("pairs", False), ("retrieval", False), ("pairs", True)],
 )
 def test_two_processes_equal_one(stage: str, sharded: bool, make: Callable[..., Run], tmp_path: Path) -> None:
     # A step small enough that Adam's first steps, the sign of a gradient, do not part where gradients are nearly zero.
-    run = make(stage, steps=3, learning_rate=1e-5, batch_size=10, sharded=False)
+    projection = stage == "distillation"
+    run = make(stage, steps=3, learning_rate=1e-5, batch_size=10, sharded=False, projection=projection)
     one = run_stage(run)
     toml = tmp_path / "run.toml"
     values = {**run.__dict__, "output": str(tmp_path / "two"), "data": list(run.data), "sharded": sharded}
@@ -112,15 +118,94 @@ def test_two_processes_equal_one(stage: str, sharded: bool, make: Callable[..., 
     assert logged["loss"] == pytest.approx(np.mean(one), rel=1e-4)
 
 
-def test_a_batch_holds_no_text_twice_and_no_copied_pair() -> None:
+def test_a_batch_holds_no_text_twice() -> None:
     rows = [
         {"query": "a cat", "passage": "It sleeps all day."},
         {"query": "A  Cat", "passage": "Another."},
         {"query": "a dog", "passage": "it sleeps ALL day."},
-        {"query": "the quick brown fox jumps", "passage": "The quick brown fox jumps over it."},
         {"query": "a bird", "passage": "It sings."},
     ]
     assert [row["query"] for row in distinct(rows)] == ["a cat", "a bird"]
+
+
+COPIES = [{"query": f"the quick brown fox {i}", "passage": f"The quick brown fox {i} jumps."} for i in range(9)]
+
+
+def test_pairs_that_repeat_their_query_are_left_out_and_counted(make: Callable[..., Run], tmp_path: Path) -> None:
+    rows = rows_of("pairs")
+    data = tmp_path / "copies.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in [*COPIES, *rows]))
+    sentences: list[str] = []
+    run_stage(make("pairs", steps=1, data=(str(data),)), notice=sentences.append)
+    total = len(COPIES) + len(rows)
+    assert sentences == [f"{data}: left out {len(COPIES)} of {total} pairs that share nearly all their words"]
+    data.write_text("".join(json.dumps(row) + "\n" for row in COPIES))
+    with pytest.raises(InputError, match="must hold pairs that share less than 80 % of their words, got none in 9"):
+        run_stage(make("pairs", output=str(tmp_path / "other"), data=(str(data),)))
+
+
+def test_each_dataset_brings_its_own_loss(make: Callable[..., Run], tmp_path: Path) -> None:
+    """Graded pairs, inferences and translations teach one adapter, one dataset a step, as often as ``shares`` says."""
+    texts = [row["text"] for row in corpus()[:24]]
+    inferences = [
+        {"premise": t, "hypothesis": t[::-1] if i % 2 else t[:30], "label": ("entailment", "contradiction")[i % 2]}
+        for i, t in enumerate(texts)
+    ]
+    equals = [{"text_a": t[:40], "text_b": t[40:]} for t in texts]
+    files = [tmp_path / "text-matching.jsonl"]
+    for name, rows in (("inferences", inferences), ("equals", equals), ("labelled", rows_of("separation"))):
+        files.append(tmp_path / f"{name}.jsonl")
+        files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = make("text-matching", data=tuple(map(str, files[:3])), steps=6, shares=(1.0, 1.0, 1.0))
+    mixed = run_stage(run)
+    alone = [
+        run_stage(replace(run, data=(str(f),), shares=(), steps=1, output=str(tmp_path / f.stem)))[0] for f in files[:3]
+    ]
+    assert len({round(loss, 4) for loss in alone}) == 3 and any(mixed[0] == pytest.approx(loss) for loss in alone)
+    only = replace(run, shares=(1e-9, 1e-9, 1.0), steps=1, output=str(tmp_path / "only"))
+    assert run_stage(only)[0] == pytest.approx(alone[2])
+    data = (str(files[3]), str(files[2]))
+    assert len(run_stage(make("separation", data=data, steps=4, output=str(tmp_path / "separation")))) == 4
+
+
+def test_a_student_learns_from_a_teacher_of_another_width_through_a_matrix(
+    make: Callable[..., Run], tmp_path: Path
+) -> None:
+    data = tmp_path / "teacher.jsonl"
+    rng = np.random.default_rng(1)
+    rows = [{**row, "embedding": rng.standard_normal(48).tolist()} for row in rows_of("distillation")]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="embedding must have 32 numbers, got 48; set projection = true"):
+        run_stage(make("distillation", data=(str(data),)))
+    losses = run_stage(make("distillation", data=(str(data),), projection=True, others=4, learning_rate=1e-2))
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:3])
+    for broken, sentence in (
+        ({"embedding": [1.0, None]}, "example 3: 'embedding' must be a list of finite numbers"),
+        ({"embedding": [0.0] * 48}, "example 3: 'embedding' must be a list of finite numbers, not all 0"),
+        ({"embedding": [1.0] * 47}, "embedding must be of one teacher, got vectors of [47, 48] numbers"),
+    ):
+        lines = [row | broken if i == 2 else row for i, row in enumerate(rows)]
+        data.write_text("".join(json.dumps(row) + "\n" for row in lines))
+        with pytest.raises(InputError) as error:
+            run_stage(make("distillation", data=(str(data),), output=str(tmp_path / "other")))
+        assert sentence in str(error.value)
+
+
+def test_gradient_checkpointing_changes_no_weight(make: Callable[..., Run], tmp_path: Path) -> None:
+    run = make("pairs", steps=3)
+    run_stage(run)
+    again = replace(run, gradient_checkpointing=True, output=str(tmp_path / "again"))
+    run_stage(again)
+    first, second = (load_file(Path(r.output) / "model.safetensors") for r in (run, again))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, msg=name)
+
+
+def test_a_run_never_writes_over_something_else(make: Callable[..., Run], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="output must be a new or empty folder"):
+        run_stage(make("pairs"))
 
 
 def test_a_run_is_checked_before_it_starts(tmp_path: Path) -> None:
@@ -128,19 +213,23 @@ def test_a_run_is_checked_before_it_starts(tmp_path: Path) -> None:
     assert make_run(good, source="run.toml").temperature == 0.05
     for change, sentence in (
         ({"learnig_rate": 1e-3}, "every field must be of a run, got 'learnig_rate'; did you mean 'learning_rate'?"),
-        ({"stage": "pretrain"}, "stage must be one of mlm, pairs"),
+        ({"stage": "pretrain"}, "stage must be one of mlm, distillation, pairs"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"steps": "many"}, "steps must be a whole number, got 'many'"),
         ({"data": "a.jsonl"}, "data must be a list of text, got 'a.jsonl'"),
         ({"architecture": "tiny"}, "tokenizer must be given with an architecture"),
         ({"mask_rate": 1}, "mask_rate must be between 0 and 1, got 1.0"),
+        ({"mask_rate": 0.2}, "mask_rate must be left out in stage pairs, which does not read it, got 0.2"),
+        ({"stage": "separation", "hardness": 1.0}, "hardness must be left out in stage separation"),
+        ({"adapter": "legal"}, "adapter must be left out in stage pairs"),
+        ({"shares": [1.0, 2.0]}, "shares must be one number greater than 0 for each of 1 files of data"),
     ):
         with pytest.raises(InputError) as error:
             make_run({**good, **change}, source="run.toml")
         assert sentence in str(error.value)
     with pytest.raises(InputError, match="output, steps must be given"):
         make_run({"stage": "mlm", "data": ["a"]}, source="run.toml")
-    with pytest.raises(InputError, match="RUN must be a .toml file or one of mlm-512, mlm-8192, pairs, retrieval"):
+    with pytest.raises(InputError, match="RUN must be a .toml file or one of classification, mlm-512, mlm-8192"):
         read_run("pair", {})
     (tmp_path / "broken.toml").write_text("steps = ")
     with pytest.raises(InputError, match="must be a readable TOML file"):
@@ -148,7 +237,7 @@ def test_a_run_is_checked_before_it_starts(tmp_path: Path) -> None:
 
 
 def test_every_recipe_is_a_run_and_takes_changes() -> None:
-    for name in ("mlm-512", "mlm-8192", "pairs", "retrieval"):
+    for name in ("mlm-512", "mlm-8192", "pairs", "retrieval", "text-matching", "classification", "separation"):
         run = read_run(name, {"steps": "7", "data": "x.jsonl,y.jsonl", "output": "there"})
         assert (run.steps, run.data, run.output) == (7, ("x.jsonl", "y.jsonl"), "there")
 
@@ -156,7 +245,8 @@ def test_every_recipe_is_a_run_and_takes_changes() -> None:
 def test_data_that_does_not_fit_is_named(make: Callable[..., Run], tmp_path: Path) -> None:
     data = tmp_path / "bad.jsonl"
     for row, sentence in (
-        ({"query": "q"}, "example 1 must have the columns query, passage for pairs, got query"),
+        ({"query": "q"}, "example 1 must have the columns query, passage; or text_a, text_b for pairs, got query"),
+        ({"query": "q", "passage": None}, "example 1 must have the columns query, passage for pairs, got query"),
         ({"query": "q", "passage": 3}, "example 1: 'passage' must be a text, got int"),
         ({"query": "q", "passage": "p", "negatives": "n"}, "'negatives' must be a list of texts"),
         ({"query": "q", "passage": "p"}, "must hold at least 8 examples, got 1"),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from polyvec.data.sampling import GroupedSampler, LabelSampler
+from polyvec.data.sampling import Classmates, GroupedSampler, LabelSampler
 from polyvec.data.tokenized import TokenizedTexts
 from polyvec.errors import InputError
 from polyvec.losses import (
@@ -31,19 +31,13 @@ from polyvec.model.encoder import Encoder
 from polyvec.model.pooling import mean_pool, truncate
 from polyvec.samples import corpus
 from polyvec.text.tokenizer import Tokenizer
-from polyvec.training.adapters import (
-    TextEncoder,
-    classification_step,
-    freeze_base,
-    retrieval_step,
-    separation_step,
-    text_matching_step,
-)
+from polyvec.training.adapters import TextEncoder, freeze_base
 from polyvec.training.checkpoint import Checkpoint
 from polyvec.training.distill import StaticStudent, co_occurrence_table, distillation_loss, grow
 from polyvec.training.loop import Schedule, train
+from polyvec.training.objectives import classification_step, graded_step, pair_step, separation_step
 from polyvec.training.teachers import combine, rotate_like
-from polyvec.training.vocabulary import balanced_sample, train_unigram
+from polyvec.training.vocabulary import balanced_sample, fertility, train_unigram
 from tests.conftest import packed
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -245,12 +239,19 @@ def test_an_adapter_stage_learns_and_touches_its_own_adapters_alone(
     texts = [row["text"] for row in corpus()[:8]]
     pairs = [(a[:30], a[30:]) for a in texts]
     steps = {
-        "retrieval": lambda step: retrieval_step(encode, pairs, dims=DIMS),
-        "text-matching": lambda step: text_matching_step(
-            encode, [(a, b, i / 8) for i, (a, b) in enumerate(pairs)], pairs, dims=DIMS
+        "retrieval": lambda step: pair_step(encode, pairs, tasks=("retrieval.query", "retrieval.passage"), dims=DIMS),
+        "text-matching": lambda step: graded_step(
+            encode, [(a, b, i / 8) for i, (a, b) in enumerate(pairs)], task="text-matching", dims=DIMS
         ),
-        "classification": lambda step: classification_step(encode, [t for pair in pairs for t in pair], dims=DIMS),
-        "separation": lambda step: separation_step(encode, texts, [0, 0, 0, 0, 1, 1, 1, 1], dims=DIMS),
+        "classification": lambda step: classification_step(
+            encode,
+            Classmates([a for a, _ in pairs], [b for _, b in pairs], list(range(8)), [], []),
+            task="classification",
+            dims=DIMS,
+        ),
+        "separation": lambda step: separation_step(
+            encode, texts, [0, 0, 0, 0, 1, 1, 1, 1], task="separation", dims=DIMS
+        ),
     }
     losses = train(
         [(freeze_base(encoder), 1.0)], lambda step: [steps[stage](step)],
@@ -290,6 +291,47 @@ def test_labelled_batches_hold_whole_classes() -> None:
     assert len({t.split()[1] for t in texts[:3]}) == 1
 
 
+def test_classmates_share_a_class_and_the_others_do_not() -> None:
+    rows = [("d", f"class {c}", f"{c} {i}") for c in range(3) for i in range(9)] + [("d", "small", "alone")]
+    sampler = LabelSampler(rows, per_class=2, seed=3)
+    drawn = sampler.draw_classmates(5, 8, 7)
+    assert drawn == sampler.draw_classmates(5, 8, 7) != sampler.draw_classmates(6, 8, 7)
+    assert len(set(drawn.queries + drawn.positives)) == 16
+    class_of = {text: label for label, texts in enumerate(sampler.datasets[0]) for text in texts}
+    assert [class_of[t] for t in drawn.queries] == [class_of[t] for t in drawn.positives] == drawn.labels
+    assert [class_of[t] for t in drawn.others] == drawn.other_labels
+    assert all(o != label for i, label in enumerate(drawn.labels) for o in drawn.other_labels[7 * i : 7 * i + 7])
+    assert max(drawn.labels.count(c) for c in range(3)) - min(drawn.labels.count(c) for c in range(3)) <= 1
+    assert len(sampler.draw_classmates(0, 100, 0).queries) == 12  # each class gives four pairs of its nine
+
+
+def test_a_classmate_is_no_negative_as_if_the_paper_s_id_told_them_apart() -> None:
+    queries, positives, others = unit(4, 8), unit(4, 8, seed=1), unit(6, 8, seed=2)
+    passages = torch.cat((positives, others))
+    labels, other_labels = torch.tensor([0, 1, 0, 2]), torch.tensor([1, 2, 3, 3, 3, 0])
+    related = labels.unsqueeze(1) == torch.cat((labels, other_labels))
+    ours = pair_loss(queries, passages, temperature=0.1, related=related)
+    exp = (queries @ passages.T / 0.1).exp()  # the paper's sums, written out, over what is no classmate
+    back = (positives @ queries.T / 0.1).exp()
+    forwards = [
+        -torch.log(exp[i, i] / (exp[i, i] + sum(exp[i, j] for j in range(10) if not related[i, j]))) for i in range(4)
+    ]
+    backwards = [
+        -torch.log(back[i, i] / (back[i, i] + sum(back[i, j] for j in range(4) if labels[i] != labels[j])))
+        for i in range(4)
+    ]
+    torch.testing.assert_close(ours, torch.stack(forwards).mean() + torch.stack(backwards).mean())
+    assert not torch.isclose(ours, pair_loss(queries, passages, temperature=0.1))
+
+
+def test_the_guard_leaves_out_what_lies_well_nearer_than_the_answer() -> None:
+    query = torch.tensor([[1.0, 0.0]])
+    passages = torch.nn.functional.normalize(torch.tensor([[0.6, 0.8], [0.98, 0.2], [0.0, 1.0]]), dim=-1)
+    expected = info_nce(query, passages[[0, 2]], temperature=0.1)
+    assert torch.equal(info_nce(query, passages, temperature=0.1, guard=0.1), expected)
+    assert info_nce(query, passages, temperature=0.1, guard=0.5) == info_nce(query, passages, temperature=0.1)
+
+
 def test_combined_teachers_keep_the_mean_of_their_cosines_and_order_components() -> None:
     first, second = unit(40, 8).numpy(), unit(40, 6, seed=1).numpy()
     targets = combine([first, second], width=14)
@@ -305,6 +347,16 @@ def test_a_small_language_keeps_a_share_of_the_vocabulary_sample() -> None:
     sample = "".join(balanced_sample(texts, budget_chars=20_000))
     assert 0.05 < sample.count("s") / len(sample) < 0.2
     assert abs(len(sample) - 20_000) < 1_000
+
+
+def test_the_report_counts_tokens_of_words() -> None:
+    tokenizer = train_unigram([row["text"] for row in corpus()] * 2, vocab_size=900)
+    whole, strange = fertility(tokenizer, {"en": ["the the the"], "xx": ["the \u16a0\u16a1"]})
+    assert (whole.lang, whole.words, whole.tokens_per_word, whole.characters_per_token) == ("en", 3, 1.0, 3.0)
+    assert whole.byte_tokens == 0.0
+    assert strange.byte_tokens == pytest.approx(6 / 7)  # two runes of three bytes each beside one whole word
+    with pytest.raises(InputError, match="texts of 'zz' must hold words"):
+        fertility(tokenizer, {"zz": ["..."]})
 
 
 def test_too_little_text_for_a_vocabulary_is_an_error() -> None:

@@ -26,17 +26,20 @@ from polyvec.tasks import NO_ADAPTER
 
 _GAIN = 1.1  # int8 must be this much faster: float32 is exact
 _REPEATS = 5
+_SECONDS = 1.0
 
 
 def faster_precision(folder: Path, config: ModelConfig, *, threads: int | None = None) -> str:
-    """Return ``fp32`` or ``int8``, whichever graph in ``folder`` is faster here; ``fp32`` where it stands alone.
+    """Return ``fp32`` or ``int8``, whichever graph in ``folder`` is faster here; the only one where one stands alone.
 
-    The first call on a machine runs both for a fraction of a second and remembers the answer in the user's cache
-    folder (``$XDG_CACHE_HOME/polyvec`` or ``~/.cache/polyvec``). Where that cannot be written, every call measures.
+    The first call on a machine runs both, polyvec-mini for a fraction of a second, and remembers the answer in the
+    user's cache folder (``$XDG_CACHE_HOME/polyvec`` or ``~/.cache/polyvec``). Where that cannot be written, every call
+    measures.
     """
     graphs = {precision: folder / name for precision, name in GRAPH_FILES.items()}
-    if not graphs["int8"].exists():
-        return "fp32"
+    present = [precision for precision, path in graphs.items() if path.exists()]
+    if len(present) == 1:
+        return present[0]
     key = _key(graphs, threads)
     path = _cache_folder() / "engines.json"
     known = _read(path)
@@ -59,9 +62,17 @@ def _measure(graphs: dict[str, Path], config: ModelConfig, threads: int | None) 
     for precision, path in graphs.items():
         engine = OnnxEngine(path, config, threads=threads)  # one at a time: two thread pools would fight
         engine.pool(batch)  # the first run allocates
-        seconds[precision] = statistics.median(_timed(engine, batch) for _ in range(_REPEATS))
+        seconds[precision] = _median_seconds(engine, batch)
         del engine
     return "int8" if seconds["int8"] * _GAIN < seconds["fp32"] else "fp32"
+
+
+def _median_seconds(engine: OnnxEngine, batch: Batch) -> float:
+    """Return the median of a few runs; a large model is given fewer, because its first one already says enough."""
+    runs: list[float] = []
+    while len(runs) < _REPEATS and sum(runs) < _SECONDS:
+        runs.append(_timed(engine, batch))
+    return statistics.median(runs)
 
 
 def _timed(engine: OnnxEngine, batch: Batch) -> float:

@@ -1,0 +1,190 @@
+"""Where the slices of a job run: this process, or the processes of a Ray cluster. Both do the same in the same way."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from polyvec.batch.job import Job
+from polyvec.batch.plan import Run, SliceFacts, read_run, slice_facts
+from polyvec.batch.rows import Unit
+from polyvec.batch.storage import Folder
+from polyvec.batch.trial import WorkerError
+from polyvec.batch.worker import Receipt, Worker
+from polyvec.errors import InputError, MissingExtraError, PolyvecError
+
+
+class Place(Protocol):
+    """Where slices run. ``workers`` embed at the same time."""
+
+    workers: int
+
+    def facts(self, fs: Any, units: Sequence[Unit], job: Job) -> Iterator[list[SliceFacts]]:
+        """Yield the facts of the slices of each unit, in order."""
+        ...
+
+    def embed(self, fs: Any, runs: Sequence[Run], job: Job, folder: Folder, schema: Any) -> Iterator[Receipt]:
+        """Yield the receipt of every part of ``runs``, in any order. Raises ``PolyvecError`` for what stops a job."""
+        ...
+
+
+class Here:
+    """This process."""
+
+    workers = 1
+
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+
+    def facts(self, fs: Any, units: Sequence[Unit], job: Job) -> Iterator[list[SliceFacts]]:
+        for unit in units:
+            yield list(slice_facts(fs, unit, job))
+
+    def embed(self, fs: Any, runs: Sequence[Run], job: Job, folder: Folder, schema: Any) -> Iterator[Receipt]:
+        for run in runs:
+            self._worker = self._worker or Worker(job, folder, schema)
+            for part, piece in read_run(fs, run, job):
+                yield self._worker.lend(part, piece) if run.is_lending else self._worker.finish(part, piece)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What every process of a cluster is given."""
+
+    fs: Any
+    job: Job
+    folder: Folder
+    schema: Any
+    threads: int
+
+
+class OnRay:
+    """A Ray cluster at ``address``: ``auto`` for the one of this machine, or ``ray://HOST:PORT``.
+
+    A reader's slices stream to ``workers`` actors, each with one model, ``cpus`` cores, ``gpus`` of a GPU and
+    ``memory_bytes``; Ray holds readers back, restarts what dies and runs again what was lost.
+    Raises ``InputError`` for a cluster that cannot be reached or that is too small.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        workers: int | None = None,
+        cpus: float = 1,
+        gpus: float = 0,
+        memory_bytes: float | None = None,
+    ) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            import ray
+        except ImportError as error:
+            raise MissingExtraError.of("--cluster", "cluster") from error
+        self._ray = ray
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
+        except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"cluster must be reachable, got {address}: {reason}; start one with: ray start --head"
+            ) from error
+        have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        most = int(have.get("GPU", 0) / gpus if gpus else have.get("CPU", 0) / cpus)
+        self.workers = workers or max(1, most)
+        if self.workers > most:
+            raise InputError(
+                f"workers must be at most {most}, what the cluster has of {'GPU' if gpus else 'CPU'}, got {workers}"
+            )
+        self._cpus, self._gpus, self._memory = cpus, gpus, memory_bytes
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.target_max_block_size = 1  # a block is one slice: what a death costs, and what a worker waits for
+
+    def facts(self, fs: Any, units: Sequence[Unit], job: Job) -> Iterator[list[SliceFacts]]:
+        if len(units) == 1:  # a process elsewhere would take longer to start than to read it
+            yield list(slice_facts(fs, units[0], job))
+            return
+        items = [pickle.dumps((i, fs, unit, job)) for i, unit in enumerate(units)]
+        found: dict[int, list[SliceFacts]] = {}
+        for i, facts in self._results(self._items(items).map(_facts)):
+            found[i] = facts
+        yield from (found[i] for i in range(len(units)))
+
+    def embed(self, fs: Any, runs: Sequence[Run], job: Job, folder: Folder, schema: Any) -> Iterator[Receipt]:
+        if not runs:
+            return
+        # By value: what an actor is made from must outlive every node, or it could not be made again.
+        given = pickle.dumps(_Given(fs, job, folder, schema, max(1, int(self._cpus))))
+        workers = min(self.workers, sum(len(run.parts) for run in runs))
+        resources = {"num_cpus": self._cpus, "num_gpus": self._gpus, "memory": self._memory}
+        slices = self._items([pickle.dumps((fs, run, job)) for run in runs]).flat_map(_read, num_cpus=0)
+        yield from self._results(
+            slices.map_batches(
+                _Embed, fn_constructor_args=(given,), batch_size=1, batch_format="numpy",
+                compute=self._ray.data.ActorPoolStrategy(size=workers), **{k: v for k, v in resources.items() if v},
+            )
+        )  # fmt: skip
+
+    def _items(self, items: Sequence[bytes]) -> Any:
+        return self._ray.data.from_items([{"item": item} for item in items], override_num_blocks=len(items))
+
+    def _results(self, data: Any) -> Iterator[Any]:
+        try:
+            for row in data.iter_rows():
+                result = pickle.loads(row["item"])
+                if isinstance(result, PolyvecError):
+                    raise result
+                yield result
+        except self._ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise WorkerError(
+                f"cluster must stay up, got: {reason}; finished parts stay, run the same command again"
+            ) from error
+
+
+def _facts(row: dict[str, Any]) -> dict[str, Any]:
+    """A unit to its facts, or to the error that stops the job."""
+    i, fs, unit, job = pickle.loads(row["item"])
+    try:
+        return {"item": pickle.dumps((i, list(slice_facts(fs, unit, job))))}
+    except PolyvecError as error:
+        return {"item": pickle.dumps(error)}
+
+
+def _read(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A run to its slices."""
+    fs, run, job = pickle.loads(row["item"])
+    try:
+        for part, piece in read_run(fs, run, job):
+            yield {"item": pickle.dumps((run.is_lending, part, piece))}
+    except PolyvecError as error:
+        yield {"item": pickle.dumps(error)}
+
+
+class _Embed:
+    """A worker: slices to receipts."""
+
+    def __init__(self, given: bytes) -> None:
+        self._given: _Given = pickle.loads(given)
+        self._worker: Worker | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {"item": [pickle.dumps(self._done(pickle.loads(item))) for item in batch["item"]]}
+
+    def _done(self, work: Any) -> Receipt | PolyvecError:
+        if isinstance(work, PolyvecError):
+            return work
+        is_lending, part, piece = work
+        given = self._given
+        try:
+            self._worker = self._worker or Worker(given.job, given.folder, given.schema, threads=given.threads)
+            return self._worker.lend(part, piece) if is_lending else self._worker.finish(part, piece)
+        except PolyvecError as error:
+            return error
+        except OSError as error:
+            return WorkerError(f"output must be readable and writable, got {given.folder.location}: {error}")

@@ -1,0 +1,136 @@
+"""The table of a part: one row a text, or one a chunk, in the order of the input.
+
+Shape letters: C chunks in a text, M kept width.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from polyvec.batch.job import Job
+from polyvec.errors import InputError
+from polyvec.files import Record, Stamp, storage_dtype, vector_table
+from polyvec.inference.embedder import Embedding
+from polyvec.text.chunking import Span
+
+_FAULTS_KEY = b"faults"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a text became: ``vectors`` (C, M), one row without late chunking, where ``spans`` is None."""
+
+    vectors: NDArray[Any]
+    num_tokens: int
+    truncated: bool
+    spans: list[Span] | None = None
+
+    @classmethod
+    def of(cls, embedding: Embedding) -> Result:
+        cut = embedding.cut_characters > 0
+        if embedding.chunks is not None:
+            return cls(embedding.chunks.vectors, embedding.num_tokens, cut, embedding.chunks.spans)
+        assert embedding.vector is not None
+        return cls(embedding.vector[None], embedding.num_tokens, cut)
+
+
+def record_schema(job: Job, kept: Any) -> Any:
+    """Return the Arrow schema of a part's columns but ``embedding``; ``kept`` is that of the id and what passes."""
+    import pyarrow as pa
+
+    fields = [*kept, pa.field("num_tokens", pa.int32()), pa.field("truncated", pa.bool_())]
+    if job.late_chunking is not None:
+        fields += [pa.field(name, pa.int32()) for name in ("chunk", "start", "end")]
+    return pa.schema(fields)
+
+
+def part_table(rows: Sequence[tuple[Record, Result]], schema: Any, stamp: Stamp) -> Any:
+    """Return the table of rows with their results; ``start`` and ``end`` are characters of the text."""
+    records: list[Record] = []
+    vectors: list[NDArray[Any]] = []
+    for kept, result in rows:
+        record = {**kept, "num_tokens": result.num_tokens, "truncated": result.truncated}
+        if result.spans is None:
+            records.append(record)
+        else:
+            spans = enumerate(result.spans)
+            records += [{**record, "chunk": i, "start": start, "end": end} for i, (start, end) in spans]
+        vectors += list(result.vectors)
+    return vector_table(records, vectors, stamp, schema=schema)
+
+
+def table_bytes(table: Any) -> bytes:
+    """Return a table as a Parquet file: the same bytes for the same rows."""
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    names = [name for name in table.schema.names if name != "embedding"]  # vectors have no words that repeat
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=names)
+    return buffer.getvalue()
+
+
+def lent_bytes(results: dict[int, Result | str], job: Job) -> bytes:
+    """Return the results of texts that a slice lends to others, by the index of their row, or why there is none."""
+    import pyarrow as pa
+
+    schema = record_schema(job, pa.schema([("row", pa.int32())]))
+    rows = [({"row": i}, r) for i, r in results.items() if isinstance(r, Result)]
+    table = part_table(rows, schema, job.stamp)
+    faults = {i: r for i, r in results.items() if isinstance(r, str)}
+    metadata = {**(table.schema.metadata or {}), _FAULTS_KEY: json.dumps(faults).encode()}
+    return table_bytes(table.replace_schema_metadata(metadata))
+
+
+def read_lent(data: bytes, job: Job) -> dict[int, Result | str]:
+    """Return what ``lent_bytes`` wrote."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(io.BytesIO(data))
+    results: dict[int, Result | str] = {
+        int(i): reason for i, reason in json.loads(table.schema.metadata[_FAULTS_KEY]).items()
+    }
+    flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    vectors = flat.astype(storage_dtype(job.stamp["dtype"])).reshape(table.num_rows, -1) if table.num_rows else flat
+    rows = table.drop_columns(["embedding"]).to_pylist()
+    edges = [i for i, row in enumerate(rows) if i == 0 or row["row"] != rows[i - 1]["row"]]
+    for start, stop in itertools.pairwise([*edges, len(rows)]):
+        first = rows[start]
+        spans = None if job.late_chunking is None else [(r["start"], r["end"]) for r in rows[start:stop]]
+        results[first["row"]] = Result(vectors[start:stop], first["num_tokens"], first["truncated"], spans)
+    return results
+
+
+def unified(schemas: Sequence[Any]) -> Any:
+    """Return one schema for the kept columns of all slices. Raises ``InputError`` for types that do not meet."""
+    import pyarrow as pa
+
+    try:
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise InputError(
+            f"columns that are kept must each have one type, got: {error}; leave the column out of --keep and --id"
+        ) from error
+    # A column without a value anywhere has no type that every reader knows.
+    return pa.schema([f.with_type(pa.string()) if pa.types.is_null(f.type) else f for f in schema])
+
+
+def kept_schema(records: Sequence[Record], names: Sequence[str], where: str) -> Any:
+    """Return the Arrow schema of the kept columns of some rows."""
+    import pyarrow as pa
+
+    fields = []
+    for name in names:
+        try:
+            fields.append(pa.field(name, pa.array([r[name] for r in records]).type))
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise InputError(
+                f"column {name!r} must have one type to be kept, got near {where}: {error}; leave it out"
+            ) from error
+    return pa.schema(fields)

@@ -1,0 +1,195 @@
+"""A whole job: plan, embed what is not done, commit the manifest last.
+
+The folder holds the parts (``part-DIGEST.parquet``), ``_rejects.jsonl`` and ``_manifest.json``; while a job runs also
+``_work`` with receipts, what parts lend each other, and trials. A part counts when its receipt is there and its size is
+the receipt's, or when a committed manifest names it. Nothing else is trusted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from polyvec.batch.engines import Place
+from polyvec.batch.job import Job, changes
+from polyvec.batch.parts import record_schema
+from polyvec.batch.plan import Part, Plan, make_plan, runs_of
+from polyvec.batch.rows import units_of
+from polyvec.batch.storage import WORK, Folder, filesystem, input_files
+from polyvec.batch.worker import Receipt, cannot_write, receipt_name
+from polyvec.errors import InputError
+from polyvec.files import packed_width, storage_dtype
+
+MANIFEST = "_manifest.json"
+REJECTS = "_rejects.jsonl"
+_JOB = f"{WORK}/job.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a job stands. ``rows`` and ``tokens`` are those of this run, ``rejected`` of the whole job."""
+
+    parts_done: int
+    parts: int
+    rows: int
+    rows_left: int
+    tokens: int
+    rejected: int
+
+
+@dataclass
+class Prepared:
+    """A job that was checked and planned: nothing has been embedded, and nothing written."""
+
+    job: Job
+    folder: Folder
+    fs: Any
+    plan: Plan
+    done: dict[str, Receipt]
+    news: list[str] = field(default_factory=list)  # why there are parts to do, one sentence each
+    stale: list[str] = field(default_factory=list)  # files of parts that this job does not have
+
+    @property
+    def pending(self) -> list[Part]:
+        return [part for part in self.plan.parts if part.name not in self.done]
+
+
+def prepare(job: Job, output: str, place: Place, *, replace: bool = False) -> Prepared:
+    """Return the job with its plan, after every check that needs no model.
+
+    Raises ``InputError`` for an input that cannot be read, and for a folder that holds something else: vectors of
+    another model or of other options, which only ``replace`` lets go.
+    """
+    folder = Folder.of(output)
+    try:
+        manifest = folder.read_json(MANIFEST)
+        earlier = folder.read_json(_JOB) or manifest
+        sizes = folder.sizes()
+    except OSError as error:
+        raise InputError(f"output must be a folder or the URL of one, got {output}: {error}") from error
+    except ValueError as error:
+        raise InputError(f"output must be a folder of whole files, got {output}: {error}; choose another") from error
+    foreign = [name for name in sizes if not name.startswith(("part-", "_", "."))]
+    if foreign or (sizes and earlier is None):
+        raise InputError(f"output must be a new folder or one of an earlier job, got {output} with {min(sizes)}")
+    news = changes(earlier["identity"], job.identity()) if earlier else []
+    if news and not replace:
+        raise InputError(
+            f"output must be of the same model, task and options, got {output} with other {', '.join(news)}; "
+            "choose another folder, or let --replace make all of it anew"
+        )
+    fs, _ = filesystem(job.source)
+    units = units_of(fs, input_files(job.source))
+    plan = make_plan(units, place.facts(fs, units, job), job)
+    committed = {receipt["name"].removesuffix(".parquet"): receipt for receipt in (manifest or {}).get("parts", [])}
+    done = _done(folder, plan, committed, sizes)
+    if news:
+        news = [f"all parts are new: {', '.join(news)}"]
+    elif earlier and (fresh := {p.name for p in plan.parts} - set(earlier["plan"])):
+        news = [f"input has changed: {len(fresh)} of {len(plan.parts)} parts are new"]
+    known = {f"{part.name}.parquet" for part in plan.parts}
+    stale = [name for name in sizes if name.startswith("part-") and name not in known]
+    return Prepared(job, folder, fs, plan, done, news, stale)
+
+
+def _done(folder: Folder, plan: Plan, committed: dict[str, Receipt], sizes: dict[str, int]) -> dict[str, Receipt]:
+    receipts = set(folder.sizes(f"{WORK}/receipts"))
+    done = {}
+    for part in plan.parts:
+        receipt = committed.get(part.name)
+        if receipt is None and f"{part.name}.json" in receipts:
+            receipt = folder.read_json(receipt_name(part.name))
+        if receipt and sizes.get(receipt["name"]) == receipt["bytes"]:
+            done[part.name] = receipt
+    return done
+
+
+def run(ready: Prepared, place: Place, report: Callable[[Progress], None] = lambda _: None) -> dict[str, Any]:
+    """Embed what is not done, commit the manifest, remove what is stale, and return the summary.
+
+    Raises ``PolyvecError`` for what stops the job; finished parts stay, and the same job goes on from there.
+    """
+    folder, job, plan = ready.folder, ready.job, ready.plan
+    names = [part.name for part in plan.parts]
+    _check_room(ready)
+    try:
+        folder.write_json(_JOB, {"identity": job.identity(), "plan": names})
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    done = dict(ready.done)
+    pending = ready.pending
+    rows_left = sum(part.rows for part in pending)
+    rows = tokens = 0
+    for receipt in _receipts(ready, place):
+        tokens += receipt["tokens"]
+        if "lent" not in receipt:
+            done[receipt["name"].removesuffix(".parquet")] = receipt
+            count = receipt["rows"] + len(receipt["rejects"])
+            rows, rows_left = rows + count, rows_left - count
+        rejected = sum(len(r["rejects"]) for r in done.values())
+        report(Progress(len(done), len(names), rows, rows_left, tokens, rejected))
+    return _commit(ready, [done[name] for name in names])
+
+
+def _receipts(ready: Prepared, place: Place) -> Iterator[Receipt]:
+    folder, plan, pending = ready.folder, ready.plan, ready.pending
+    schema = record_schema(ready.job, plan.schema)
+    lent = folder.sizes(f"{WORK}/lent")
+    lenders = {part.name for part in pending if part.lends}
+    lenders |= {lender for part in pending for lender, _ in part.borrows.values()}
+    to_lend = [p for p in plan.parts if p.name in lenders and f"{p.name}.parquet" not in lent]
+    yield from place.embed(ready.fs, runs_of(plan, to_lend, is_lending=True), ready.job, folder, schema)
+    yield from place.embed(ready.fs, runs_of(plan, pending, is_lending=False), ready.job, folder, schema)
+
+
+def vector_bytes(job: Job, rows: int) -> int:
+    """Return the bytes of the vectors of that many rows, uncompressed."""
+    return rows * packed_width(job.stamp) * storage_dtype(job.stamp["dtype"]).itemsize
+
+
+def _check_room(ready: Prepared) -> None:
+    if ready.folder.fs.type_name != "local":
+        return
+    path = ready.folder.path
+    while not os.path.isdir(path):
+        path = path.rsplit("/", 1)[0] or "/"
+    free, need = shutil.disk_usage(path).free, vector_bytes(ready.job, sum(p.rows for p in ready.pending))
+    if need > free:
+        raise InputError(f"output needs about {need / 1e9:.1f} GB of disk, got {free / 1e9:.1f} GB free in {path}")
+
+
+def _commit(ready: Prepared, receipts: list[Receipt]) -> dict[str, Any]:
+    folder, job = ready.folder, ready.job
+    rejects = [reject for receipt in receipts for reject in receipt["rejects"]]
+    reasons = Counter(reject["reason"] for reject in rejects)
+    summary = {
+        "output": folder.location,
+        "rows": sum(r["rows"] for r in receipts),
+        "rejected": len(rejects),
+        "reasons": dict(reasons.most_common(20)),
+        "truncated": sum(r["truncated"] for r in receipts),
+        "tokens": sum(r["tokens"] for r in receipts),
+        "distinct": ready.plan.distinct,
+        "parts": len(receipts),
+    }
+    manifest = {
+        "summary": summary,
+        "job": {**asdict(job), "keep": list(job.keep)},
+        "identity": job.identity(),
+        "plan": [part.name for part in ready.plan.parts],
+        "parts": receipts,
+    }
+    lines = (json.dumps({**r, "count": reasons[r["reason"]]}, ensure_ascii=False, default=str) for r in rejects)
+    try:
+        folder.write(REJECTS, "".join(f"{line}\n" for line in lines).encode())
+        folder.write(MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False, default=str) + "\n").encode())
+        for name in (*ready.stale, WORK):
+            folder.remove(name)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    return summary

@@ -1,0 +1,139 @@
+"""One slice at a time: its distinct texts become vectors, its part and its receipt. The same on one process or many."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import warnings
+from functools import lru_cache
+from typing import Any
+
+from polyvec.batch.job import Job
+from polyvec.batch.parts import Result, lent_bytes, part_table, read_lent, table_bytes
+from polyvec.batch.plan import Part
+from polyvec.batch.rows import Row, Slice
+from polyvec.batch.storage import WORK, Folder
+from polyvec.batch.trial import Trial, WorkerError
+from polyvec.errors import TruncationWarning
+from polyvec.inference.embedder import Embedder
+from polyvec.tasks import resolve_task
+
+#: What a finished part says of itself: ``name``, ``rows``, ``bytes``, ``tokens``, ``truncated``, ``rejects`` and more.
+Receipt = dict[str, Any]
+
+_LENT_IN_MEMORY = 16  # lent tables of other parts that a worker keeps
+
+
+class Worker:
+    """Embeds slices into ``folder``. ``schema`` is that of the records of a part.
+
+    Raises ``WorkerError`` when this machine's model is not the job's, or when the output cannot be written.
+    """
+
+    def __init__(self, job: Job, folder: Folder, schema: Any, *, threads: int | None = None) -> None:
+        self.job, self.folder, self.schema = job, folder, schema
+        self.embedder = Embedder(job.model, engine=job.engine, threads=threads)
+        if self.embedder.weights_hash != job.stamp["weights"]:
+            raise WorkerError(
+                f"every machine must have the same {self.embedder.model_name}, got weights "
+                f"{self.embedder.weights_hash} for {job.stamp['weights']}; put one model on shared disk"
+            )
+        self._prompt = resolve_task(job.task, self.embedder.config.prompts).prompt
+        self._lent = lru_cache(maxsize=_LENT_IN_MEMORY)(self._read_lent)
+
+    def lend(self, part: Part, piece: Slice) -> Receipt:
+        """Embed what a part lends to others."""
+        trial = Trial(self.folder, f"{part.name}-lent")
+        results = self._embed([piece.rows[i].text for i in part.lends], trial)
+        named = dict(zip(part.lends, results, strict=True))
+        self._write(lent_name(part.name), lent_bytes(named, self.job))
+        trial.close()
+        return {"lent": part.name, "tokens": sum(r.num_tokens for r in results if isinstance(r, Result))}
+
+    def finish(self, part: Part, piece: Slice) -> Receipt:
+        """Embed what is left of a part and write it, then its receipt, without which it does not count."""
+        started = time.perf_counter()
+        trial = Trial(self.folder, part.name)
+        results = self._results(part, piece, trial)
+        good: list[tuple[Row, Result]] = []
+        rejects = []
+        for row in piece.rows:
+            result = row.fault if row.fault is not None else results[row.text]
+            if isinstance(result, Result):
+                good.append((row, result))
+            else:
+                rejects.append({"row": row.where, "id": row.kept.get("id"), "reason": result})
+        data = table_bytes(part_table([(row.kept, result) for row, result in good], self.schema, self.job.stamp))
+        receipt = {
+            "name": f"{part.name}.parquet",
+            "first_row": piece.rows[0].where,
+            "rows": len(good),
+            "tokens": sum(result.num_tokens for _, result in good),
+            "truncated": sum(result.truncated for _, result in good),
+            "rejects": rejects,
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        self._write(f"{part.name}.parquet", data)
+        self._write(receipt_name(part.name), json.dumps(receipt, ensure_ascii=False, default=str).encode())
+        trial.close()
+        return receipt
+
+    def _results(self, part: Part, piece: Slice, trial: Trial) -> dict[str, Result | str]:
+        """Return the result of every text of a slice: lent, borrowed, or embedded now."""
+        results: dict[str, Result | str] = {}
+        for i in part.lends:
+            results[piece.rows[i].text] = self._lent(part.name)[i]
+        for i, (lender, at) in part.borrows.items():
+            results[piece.rows[i].text] = self._lent(lender)[at]
+        texts = [t for t in dict.fromkeys(row.text for row in piece.rows if row.fault is None) if t not in results]
+        results.update(zip(texts, self._embed(texts, trial), strict=True))
+        return results
+
+    def _embed(self, texts: list[str], trial: Trial) -> list[Result | str]:
+        """Return what each of some distinct texts became, or why it became nothing."""
+        over = self._over_the_limit(texts)
+        found = trial.run([text for i, text in enumerate(texts) if i not in over], self._encode)
+        reasons = iter([trial.guilty[i][0] if r is None else r for i, r in enumerate(found)])
+        return [over[i] if i in over else next(reasons) for i in range(len(texts))]
+
+    def _over_the_limit(self, texts: list[str]) -> dict[int, str]:
+        if self.job.truncate or self.job.late_chunking is not None:
+            return {}
+        limit = self.embedder.max_tokens
+        encodings = self.embedder.tokenizer.encode_batch(texts, [self._prompt] * len(texts), limit)
+        return {i: f"must be at most {limit} tokens, got more" for i, e in enumerate(encodings) if e.truncated}
+
+    def _encode(self, texts: list[str]) -> list[Result]:
+        job = self.job
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TruncationWarning)  # the parts say it, row by row
+            stream = self.embedder.encode_stream(
+                texts, task=job.task, dimensions=job.dimensions, dtype=job.dtype, late_chunking=job.late_chunking
+            )
+            return [Result.of(embedding) for embedding in stream]
+
+    def _read_lent(self, lender: str) -> dict[int, Result | str]:
+        data = self.folder.read(lent_name(lender))
+        assert data is not None, "what a part borrows is embedded before it"
+        return read_lent(data, self.job)
+
+    def _write(self, name: str, data: bytes) -> None:
+        try:
+            self.folder.write(name, data)
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
+
+
+def cannot_write(folder: Folder, error: OSError) -> WorkerError:
+    return WorkerError(f"output must be a folder to write in, with room left, got {folder.location}: {error}")
+
+
+def lent_name(part: str) -> str:
+    return f"{WORK}/lent/{part}.parquet"
+
+
+def receipt_name(part: str) -> str:
+    return f"{WORK}/receipts/{part}.json"

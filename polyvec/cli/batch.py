@@ -1,0 +1,130 @@
+"""``polyvec embed`` into a folder: a job that resumes, on this process or on a Ray cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from polyvec.cli.common import make_stamp
+from polyvec.errors import InputError
+from polyvec.files import VECTOR_SUFFIXES
+from polyvec.inference.embedder import Embedder
+
+if TYPE_CHECKING:
+    from polyvec.batch.engines import Place
+    from polyvec.batch.job import Job
+    from polyvec.batch.run import Progress
+
+_SECONDS_BETWEEN_LINES = 10  # where stderr is a file
+
+
+def is_folder(output: str) -> bool:
+    """Whether an output is a folder of parts and not a file: a folder that is there, or a name without a suffix."""
+    if output == "-":
+        return False
+    return output.endswith("/") or os.path.isdir(output) or not Path(output.rsplit("://")[-1]).suffix
+
+
+def parse_chunking(value: str | None) -> str | int | None:
+    """Return ``sentence`` or a number of tokens."""
+    return int(value) if value is not None and value.isascii() and value.isdigit() else value
+
+
+def embed_folder(
+    job: Job,
+    output: str,
+    *,
+    cluster: str | None,
+    workers: int | None,
+    cpus: float,
+    gpus: float,
+    memory: float | None,
+    replace_other: bool,
+    dry_run: bool,
+) -> None:
+    """Run ``job`` into the folder ``output`` and print its summary, or only what it would take."""
+    if cluster is not None and not is_folder(output):
+        raise InputError(f"output of a job on a cluster must be a folder, got {output!r}; leave the suffix out")
+    embedder = Embedder(job.model, engine=job.engine, threads=int(cpus) if cluster else None)
+    stamp = make_stamp(embedder, task=job.task, dimensions=job.dimensions, dtype=job.dtype)
+    # Every option is checked here, before anything is read; and each machine runs the engine that this one chose.
+    embedder.encode_stream(
+        [], task=job.task, dimensions=job.dimensions, dtype=job.dtype, late_chunking=job.late_chunking
+    )
+    engine = "torch" if embedder.engine.name.startswith("torch") else embedder.engine.name.removesuffix("-float32")
+    job = replace(job, engine=engine, stamp=stamp)
+    place = _place(cluster, workers, cpus, gpus, memory)
+    from polyvec.batch.run import prepare, run
+
+    ready = prepare(job, output, place, replace=replace_other)
+    for sentence in ready.news:
+        typer.echo(sentence, err=True)
+    if dry_run:
+        from polyvec.batch.estimate import estimate
+
+        typer.echo(json.dumps(estimate(ready, embedder, place.workers), indent=1))
+        return
+    del embedder  # its memory is the workers'
+    if ready.done:
+        typer.echo(f"{len(ready.done)} of {len(ready.plan.parts)} parts are finished", err=True)
+    started = time.monotonic()
+    summary = run(ready, place, _Meter())
+    summary["seconds"] = round(time.monotonic() - started, 3)
+    typer.echo(json.dumps(summary, indent=1, ensure_ascii=False))
+
+
+def _place(cluster: str | None, workers: int | None, cpus: float, gpus: float, memory: float | None) -> Place:
+    from polyvec.batch.engines import Here, OnRay
+
+    if cluster is None:
+        if workers not in (None, 1):
+            raise InputError(f"workers beyond one need a cluster, got --workers {workers}; see --cluster")
+        return Here()
+    memory_bytes = None if memory is None else memory * 1e6
+    return OnRay(cluster, workers=workers, cpus=cpus, gpus=gpus, memory_bytes=memory_bytes)
+
+
+class _Meter:
+    """A line on stderr: rewritten on a terminal, one every ten seconds in a file."""
+
+    def __init__(self) -> None:
+        self._started = self._shown = time.monotonic()
+
+    def __call__(self, now: Progress) -> None:
+        moment = time.monotonic()
+        is_terminal = sys.stderr.isatty()
+        is_last = now.parts_done == now.parts
+        if not is_last and moment - self._shown < (0.5 if is_terminal else _SECONDS_BETWEEN_LINES):
+            return
+        self._shown = moment
+        seconds = max(moment - self._started, 1e-9)
+        speed = now.rows / seconds
+        left = f"{now.rows_left / speed:,.0f} s left" if speed else "time unknown"
+        line = (
+            f"part {now.parts_done} of {now.parts}  {speed:,.0f} rows/s  {now.tokens / seconds:,.0f} tokens/s  "
+            f"{left}  {now.rejected} rejected"
+        )
+        typer.echo(f"\r{line:<100}" if is_terminal else line, nl=not is_terminal or is_last, err=True)
+
+
+def job_of(**options: Any) -> Job:
+    """Return the job of the command's options."""
+    from polyvec.batch.job import Job
+
+    return Job(**options)
+
+
+def check_file_options(output: str, **given: object) -> None:
+    """Raise ``InputError`` for an option that only a folder of parts has."""
+    if wrong := [name for name, value in given.items() if value]:
+        raise InputError(
+            f"--{wrong[0].replace('_', '-')} needs a folder as output, got {output!r}, "
+            f"not a file ending in {', '.join(VECTOR_SUFFIXES)}"
+        )

@@ -1,0 +1,308 @@
+"""A job into a folder: every row once, in any format; the same again after any stop; nothing trusted by luck."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from polyvec import Embedder
+from polyvec.batch.engines import Here
+from polyvec.batch.job import Job
+from polyvec.batch.run import Prepared, prepare, run
+from polyvec.batch.trial import WorkerError
+from polyvec.batch.worker import Worker
+from polyvec.errors import InputError
+from tests.batch.conftest import Output
+
+Embed = Callable[..., Output]
+Plan = Callable[..., Prepared]
+
+TEXTS = [f"the router number {i % 9} is late {'again ' * (i % 3)}" for i in range(26)]
+
+
+def write(path: Path, texts: list[Any] = TEXTS) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": t, "lang": "en", "key": i}) + "\n" for i, t in enumerate(texts)))
+    return path
+
+
+def vectors(table: pa.Table) -> np.ndarray:
+    return np.array(table["embedding"].to_pylist())
+
+
+def test_every_row_is_there_once_in_order_with_what_was_kept(tmp_path: Path, embed: Embed, embedder: Embedder) -> None:
+    output = embed(write(tmp_path / "in.jsonl"), tmp_path / "out", keep=("lang",), task="separation")
+    table = output.table
+    assert table["id"].to_pylist() == [f"in.jsonl:{i + 1}" for i in range(26)]
+    assert table["lang"].to_pylist() == ["en"] * 26
+    expected = list(embedder.encode_stream(TEXTS, task="separation"))
+    np.testing.assert_allclose(vectors(table), [e.vector for e in expected], atol=1e-6)
+    assert table["num_tokens"].to_pylist() == [e.num_tokens for e in expected]
+    summary = output.manifest["summary"]
+    assert summary["rows"] == 26 and summary["distinct"] == len(set(TEXTS)) < 26 and summary["parts"] == 7
+    assert sorted(p.name for p in output.folder.iterdir() if p.name[0] == "_") == ["_manifest.json", "_rejects.jsonl"]
+    stamp = json.loads(pq.read_schema(output.folder / output.manifest["parts"][0]["name"]).metadata[b"polyvec"])
+    assert stamp["fingerprint"] == embedder.fingerprint(task="separation")
+
+
+def test_every_format_gives_the_same_vectors(tmp_path: Path, embed: Embed) -> None:
+    plain = write(tmp_path / "in.jsonl")
+    data = plain.read_bytes()
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(data))
+    (tmp_path / "in.jsonl.zst").write_bytes(zstandard.compress(data))
+    (tmp_path / "in.csv").write_text("key,text,lang\n" + "".join(f'{i},"{t}",en\n' for i, t in enumerate(TEXTS)))
+    table = pa.table({"text": TEXTS, "lang": ["en"] * 26, "key": range(26)})
+    pq.write_table(table, tmp_path / "in.parquet", row_group_size=10)
+    (tmp_path / "in.txt").write_text("".join(f"{t}\n" for t in TEXTS))
+    first = embed(plain, tmp_path / "out", dtype="int8").table
+    for name in ("in.jsonl.gz", "in.jsonl.zst", "in.csv", "in.parquet", "in.txt"):
+        found = embed(tmp_path / name, tmp_path / f"out-{name}".replace(".", "-"), dtype="int8").table
+        assert found["embedding"].equals(first["embedding"]), name
+        assert found["id"].to_pylist() == [f"{name}:{i + 1}" for i in range(26)]
+
+
+def test_folders_globs_and_urls_are_inputs(tmp_path: Path, embed: Embed, new_job: Callable[..., Job]) -> None:
+    write(tmp_path / "in" / "a.jsonl", TEXTS[:5])
+    write(tmp_path / "in" / "deep" / "b.jsonl", TEXTS[5:9])
+    write(tmp_path / "in" / ".hidden.jsonl")
+    write(tmp_path / "in" / "_work" / "c.jsonl")
+    (tmp_path / "in" / "picture.png").write_bytes(b"\x89PNG")
+    ids = [f"a.jsonl:{i}" for i in range(1, 6)] + [f"deep/b.jsonl:{i}" for i in range(1, 5)]
+    sources = [tmp_path / "in", f"{tmp_path}/in/**.jsonl", (tmp_path / "in").as_uri()]
+    for number, source in enumerate(sources):
+        assert embed(source, tmp_path / f"out{number}").table["id"].to_pylist() == ids
+    url = (tmp_path / "url").as_uri()
+    place = Here()
+    ready = prepare(new_job(tmp_path / "in"), url, place)
+    run(ready, place)
+    assert Output(tmp_path / "url").table["id"].to_pylist() == ids
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "binary"])
+def test_late_chunking_gives_a_row_for_each_chunk(tmp_path: Path, embed: Embed, embedder: Embedder, dtype: str) -> None:
+    texts = ["First one. Then another.", "Only one.", "First one. Then another.", "A. B. C.", "D.", "Only one."]
+    output = embed(write(tmp_path / "in.jsonl", texts), tmp_path / "out", late_chunking="sentence", dtype=dtype)
+    rows = output.table.to_pylist()
+    expected = embedder.encode(texts, late_chunking="sentence", dtype=dtype)
+    spans = [(f"in.jsonl:{i + 1}", c, *span) for i, e in enumerate(expected) for c, span in enumerate(e.spans)]
+    assert [(r["id"], r["chunk"], r["start"], r["end"]) for r in rows] == spans
+    flat = np.concatenate([e.vectors for e in expected])
+    np.testing.assert_allclose(vectors(output.table), flat, atol=1 if dtype in ("int8",) else 1e-3)
+
+
+def test_two_equal_slices_are_two_parts(tmp_path: Path, embed: Embed) -> None:
+    write(tmp_path / "in" / "a.jsonl", TEXTS[:4])
+    write(tmp_path / "in" / "b.jsonl", TEXTS[:4])
+    output = embed(tmp_path / "in", tmp_path / "out", id_column="key")
+    names = [part["name"] for part in output.manifest["parts"]]
+    assert names[1] == names[0].replace(".parquet", "-1.parquet")
+    assert output.table["id"].to_pylist() == [0, 1, 2, 3] * 2
+
+
+@pytest.mark.parametrize("dedupe", ["job", "part"])
+def test_equal_texts_are_embedded_once_and_get_equal_bits(
+    tmp_path: Path, embed: Embed, monkeypatch: pytest.MonkeyPatch, dedupe: str
+) -> None:
+    seen: list[str] = []
+    encode = Worker._encode
+
+    def counted(self: Worker, texts: list[str]) -> Any:
+        seen.extend(texts)
+        return encode(self, texts)
+
+    monkeypatch.setattr(Worker, "_encode", counted)
+    output = embed(write(tmp_path / "in.jsonl"), tmp_path / "out", dedupe=dedupe)
+    by_part = [set(TEXTS[i : i + 4]) for i in range(0, 26, 4)]
+    assert sorted(seen) == sorted(set(TEXTS) if dedupe == "job" else [t for part in by_part for t in part])
+    assert output.manifest["summary"]["distinct"] == len(seen)
+    if dedupe == "job":
+        found = vectors(output.table)
+        first = {text: i for i, text in reversed(list(enumerate(TEXTS)))}
+        for i, text in enumerate(TEXTS):
+            np.testing.assert_array_equal(found[i], found[first[text]])
+
+
+def test_a_stopped_job_goes_on_and_ends_in_the_same_bytes(
+    tmp_path: Path, embed: Embed, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "in.jsonl")
+    whole = embed(source, tmp_path / "whole", dtype="int8").parts()
+    place = Here()
+    ready = plan(source, tmp_path / "out", dtype="int8")
+
+    def stop(progress: Any) -> None:
+        if progress.parts_done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(ready, place, stop)
+    out = tmp_path / "out"
+    assert not (out / "_manifest.json").exists() and len(list(out.glob("part-*"))) == 3
+    torn, unsigned = sorted(out.glob("part-*"))[:2]
+    torn.write_bytes(torn.read_bytes()[:-1])
+    (out / "_work" / "receipts" / f"{unsigned.stem}.json").unlink()
+    (out / "_work" / "left.partial").write_bytes(b"half")
+    again = plan(source, out, dtype="int8")
+    assert len(again.done) == 1 and again.news == []
+    run(again, place)
+    assert Output(out).parts() == whole
+    assert not (out / "_work").exists()
+
+
+def test_a_finished_job_does_nothing(tmp_path: Path, embed: Embed, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "in.jsonl")
+    before = embed(source, tmp_path / "out").parts()
+    monkeypatch.setattr(Worker, "__init__", None)  # no model is opened
+    assert embed(source, tmp_path / "out").parts() == before
+
+
+def test_a_changed_input_makes_only_its_own_parts_anew(tmp_path: Path, embed: Embed, plan: Plan) -> None:
+    source = write(tmp_path / "in.jsonl", [f"text {i}" for i in range(12)])
+    before = embed(source, tmp_path / "out").parts()
+    write(source, [f"text {i}" for i in range(11)] + ["another"])
+    ready = plan(source, tmp_path / "out")
+    assert ready.news == ["input has changed: 1 of 3 parts are new"] and len(ready.pending) == 1
+    after = embed(source, tmp_path / "out").parts()
+    assert len(after) == 3 and len(set(before) & set(after)) == 2
+    assert all(before[name] == after[name] for name in set(before) & set(after))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"task": "separation"}, "task from None to 'separation'"),
+        ({"dtype": "int8"}, "dtype from 'float32' to 'int8'"),
+        ({"dimensions": 16}, "dimensions from None to 16"),
+        ({"keep": ("lang",)}, r"keep from \[\] to \['lang'\]"),
+        ({"truncate": False}, "truncate from True to False"),
+    ],
+)
+def test_other_options_are_refused_by_name_until_they_may_replace(
+    tmp_path: Path, embed: Embed, plan: Plan, change: dict[str, Any], words: str
+) -> None:
+    source = write(tmp_path / "in.jsonl", TEXTS[:6])
+    before = embed(source, tmp_path / "out").parts()
+    with pytest.raises(InputError, match=f"same model, task and options, got .* with other {words}"):
+        plan(source, tmp_path / "out", **change)
+    assert Output(tmp_path / "out").parts() == before
+    ready = plan(source, tmp_path / "out", replace=True, **change)
+    assert ready.news[0].startswith("all parts are new: ") and len(ready.pending) == 2
+    after = embed(source, tmp_path / "out", replace=True, **change).parts()
+    assert len(after) == 2 and not set(before) & set(after)
+
+
+def test_rows_without_a_text_are_set_aside_with_their_reason(tmp_path: Path, embed: Embed) -> None:
+    source = tmp_path / "in.jsonl"
+    lines = [b'{"text": "one"}', b'{"text": 7}', b"{oops", b'{"text": "two"}', b'{"body": "x"}', b'{"text": null}',
+             b'{"text": "\xff"}', b'{"text": "\\ud800"}', b'{"text": 8}']  # fmt: skip
+    source.write_bytes(b"\n".join(lines))
+    output = embed(source, tmp_path / "out")
+    assert output.table["id"].to_pylist() == ["in.jsonl:1", "in.jsonl:4"]
+    rejects = {reject["row"]: reject for reject in output.rejects}
+    assert list(rejects) == [f"in.jsonl:{i}" for i in (2, 3, 5, 6, 7, 8, 9)]
+    assert rejects["in.jsonl:2"]["reason"] == "'text' must be a text, got int" and rejects["in.jsonl:2"]["count"] == 2
+    assert rejects["in.jsonl:3"]["reason"].startswith("must be one JSON value")
+    assert rejects["in.jsonl:5"]["reason"].startswith("must have the column 'text', got body")
+    assert rejects["in.jsonl:7"]["reason"].startswith("must be UTF-8 text")
+    assert output.manifest["summary"]["rejected"] == 7
+
+
+def test_a_text_over_the_limit_is_set_aside_or_cut_and_marked(tmp_path: Path, embed: Embed, embedder: Embedder) -> None:
+    long = "router " * (embedder.max_tokens + 5)
+    source = write(tmp_path / "in.jsonl", ["one", long, "two"])
+    cut = embed(source, tmp_path / "cut")
+    assert cut.table["truncated"].to_pylist() == [False, True, False]
+    assert cut.manifest["summary"]["truncated"] == 1
+    whole = embed(source, tmp_path / "whole", truncate=False)
+    assert whole.table["id"].to_pylist() == ["in.jsonl:1", "in.jsonl:3"]
+    assert whole.rejects[0]["reason"] == f"must be at most {embedder.max_tokens} tokens, got more"
+
+
+def test_bad_input_is_said_before_any_work(tmp_path: Path, plan: Plan) -> None:
+    out = tmp_path / "out"
+    good = write(tmp_path / "good.jsonl")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1")
+    (tmp_path / "half.jsonl.gz").write_bytes(gzip.compress(good.read_bytes())[:-9])
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "letter.txt").write_text("mine")
+    (tmp_path / "none.jsonl").write_text('{"text": 1}\n')
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("".join(f'{{"text": "a", "x": {x}}}\n' for x in (1, '"b"')))
+    apart = tmp_path / "apart.jsonl"
+    apart.write_text("".join(f'{{"text": "a", "x": {x}}}\n' for x in [1] * 4 + ['"b"'] * 4))
+    cases: list[tuple[Any, dict[str, Any], str]] = [
+        (tmp_path / "missing.jsonl", {}, r"input must be a file, folder, glob or URL, got .*missing\.jsonl"),
+        (tmp_path / "empty", {}, "input must hold files ending in"),
+        (f"{tmp_path}/*.docx", {}, "input must hold files ending in"),
+        (tmp_path / "bad.parquet", {}, r"bad\.parquet must be a readable Parquet file"),
+        (tmp_path / "half.jsonl.gz", {}, r"half\.jsonl\.gz must be readable to its end"),
+        (good, {"column": "body"}, r"good\.jsonl:1 must have the column 'body', got text, lang, key; see --column"),
+        (good, {"id_column": "uuid"}, r"good\.jsonl:1 must have the column 'uuid'"),
+        (good, {"keep": ("city",)}, r"good\.jsonl:1 must have the column 'city'"),
+        (tmp_path / "none.jsonl", {}, "input must hold at least one text under 'text', got 1 rows without"),
+        (mixed, {"keep": ("x",)}, "column 'x' must have one type to be kept"),
+        (apart, {"keep": ("x",)}, "columns that are kept must each have one type"),
+        ("nowhere://host/x", {}, "must be a URL of a known kind"),
+    ]
+    for source, fields, message in cases:
+        with pytest.raises(InputError, match=message):
+            plan(source, out, **fields)
+    for taken in ("used", "good.jsonl"):
+        with pytest.raises(InputError, match="output must be a"):
+            plan(good, tmp_path / taken)
+    assert not out.exists() and os.listdir(tmp_path / "used") == ["letter.txt"]
+
+
+def test_an_output_without_room_or_permission_is_said_and_finished_parts_stay(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "in.jsonl")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="output must be a folder"):
+        plan(source, tmp_path / "file" / "out")
+    # /dev/full is a disk without room that every Linux has.
+    ready = plan(source, tmp_path / "out")
+    put = type(ready.folder)._put
+    parts: list[str] = []
+
+    def full(self: Any, path: str, data: bytes) -> None:
+        if data[:4] == b"PAR1":
+            parts.append(path)
+            if len(parts) > 2:
+                with open("/dev/full", "wb") as file:
+                    file.write(data)
+        put(self, path, data)
+
+    monkeypatch.setattr(type(ready.folder), "_put", full)
+    with pytest.raises(WorkerError, match="output must be a folder to write in, with room left, got .*No space left"):
+        run(ready, Here())
+    monkeypatch.undo()
+    assert not (tmp_path / "out" / "_manifest.json").exists()
+    run(plan(source, tmp_path / "out"), Here())
+    assert len(Output(tmp_path / "out").table) == 26
+
+
+def test_another_model_on_a_machine_stops_the_job(tmp_path: Path, plan: Plan) -> None:
+    ready = plan(write(tmp_path / "in.jsonl"), tmp_path / "out")
+    ready.job.stamp["weights"] = "0123456789abcdef"
+    with pytest.raises(WorkerError, match="every machine must have the same .* for 0123456789abcdef"):
+        run(ready, Here())
+
+
+def test_an_input_that_changes_under_the_job_stops_it(tmp_path: Path, plan: Plan) -> None:
+    source = write(tmp_path / "in.jsonl")
+    ready = plan(source, tmp_path / "out")
+    write(source, ["something else", *TEXTS[1:]])
+    with pytest.raises(InputError, match=r"in\.jsonl must not change while the job runs"):
+        run(ready, Here())
