@@ -18,7 +18,7 @@ from polyvec.cli.index import index
 from polyvec.cli.match import match
 from polyvec.cli.models import export, info
 from polyvec.cli.search import search
-from polyvec.cli.serve import serve
+from polyvec.cli.serve import SERVE_CONTEXT, key, serve
 from polyvec.cli.train import train_app
 
 app = typer.Typer(
@@ -27,8 +27,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (embed, index, search, match, cluster, serve, evaluate, info, export):
+for verb in (embed, index, search, match, cluster, key, evaluate, info, export):
     app.command()(verb)
+app.command(context_settings=SERVE_CONTEXT)(serve)
 app.add_typer(classify_app, name="classify")
 app.add_typer(train_app, name="train")
 

@@ -1,7 +1,12 @@
-"""``polyvec serve``: one server for five dialects; ``polyvec key``: who may use it."""
+"""``polyvec serve``: one server for five dialects; ``polyvec key``: who may use it.
+
+Every option is also an environment variable (``POLYVEC_MAX_SECONDS``) and an entry of a TOML file (``max_seconds``).
+The command line goes before the environment, the environment before the file.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +15,35 @@ import typer
 from polyvec.cli.common import EngineName, Model, plain_errors
 from polyvec.errors import MissingExtraError
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+#: Of the verb: typer then reads POLYVEC_PORT and so on.
+SERVE_CONTEXT = {"auto_envvar_prefix": "POLYVEC"}
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Make the entries of the file the defaults of the other options."""
+    if path is None:
+        return None
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"must be a readable TOML file, got {path} ({type(error).__name__})") from error
+    names = {str(option.name) for option in context.command.params} - {"config"}
+    if unknown := sorted(set(entries) - names):
+        raise typer.BadParameter(f"{path} must hold {', '.join(sorted(names))}, got {', '.join(unknown)}")
+    context.default_map = entries
+    return path
+
 
 @plain_errors
 def serve(
+    config: Annotated[
+        Path | None, typer.Option(is_eager=True, callback=_read_config, help="TOML file of the options below.")
+    ] = None,
     model: Model = None,
     engine: EngineName = "auto",
     device: Annotated[
@@ -55,3 +86,17 @@ def serve(
             cors_origins=cors_origin or [],
         )
     )
+
+
+@plain_errors
+def key(
+    name: Annotated[str, typer.Argument(help="Of its owner, for limits and logs: letters, digits, - and _.")],
+    file: Annotated[Path, typer.Argument(help="TOML file of keys for polyvec serve --api-keys; made if new.")],
+    requests_per_minute: Annotated[float | None, typer.Option(min=1e-6, help="No limit if left out.")] = None,
+    tokens_per_minute: Annotated[float | None, typer.Option(min=1e-6, help="No limit if left out.")] = None,
+) -> None:
+    """Make an API key, add its hash and limits to FILE, and print it: it is kept nowhere else."""
+    from polyvec.serving.keys import add_key
+
+    limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+    typer.echo(add_key(name, file, {limit: number for limit, number in limits.items() if number is not None}))

@@ -110,16 +110,14 @@ class Keys:
         try:
             facts = self._path.stat()
         except OSError as error:
-            raise self._unreadable(error.strerror) from error
+            raise _unreadable(self._path, error.strerror) from error
         return facts.st_mtime_ns, facts.st_ino
 
     def _read(self) -> list[ApiKey]:
         try:
-            entries = tomllib.loads(self._path.read_text(encoding="utf-8"))
+            entries = _entries(self._path.read_text(encoding="utf-8"), self._path)
         except OSError as error:
-            raise self._unreadable(error.strerror) from error
-        except ValueError as error:
-            raise self._unreadable("it is not TOML") from error
+            raise _unreadable(self._path, error.strerror) from error
         if not entries:  # an empty file must not open the server to everyone
             raise InputError(
                 f"api-keys must hold a key, got none in {self._path}; leave the option out to ask for none"
@@ -138,8 +136,16 @@ class Keys:
                 raise InputError(f"[{name}] of {self._path} must hold {', '.join(_LIMITS)} above 0, got another entry")
         return ApiKey(name, bytes.fromhex(values["sha256"]), limits)
 
-    def _unreadable(self, why: str | None) -> InputError:
-        return InputError(f"api-keys must be a readable file, got {self._path} ({why}); check it")
+
+def _entries(text: str, path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:
+        raise _unreadable(path, "it is not TOML") from error
+
+
+def _unreadable(path: Path, why: str | None) -> InputError:
+    return InputError(f"api-keys must be a readable file, got {path} ({why}); check it")
 
 
 def _same(a: ApiKey, b: ApiKey) -> bool:
@@ -151,7 +157,7 @@ def add_key(name: str, path: Path, limits: dict[str, float]) -> str:
     if not _NAME.fullmatch(name):
         raise InputError(f"name must be 1 to 64 letters, digits, - or _, got {name!r}")
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    if text and name in tomllib.loads(text):
+    if text and name in _entries(text, path):
         raise InputError(f"name must be new in {path}, got {name!r} again; choose another")
     key = secrets.token_urlsafe(32)
     lines = [f"[{name}]", f"sha256 = {json.dumps(hashlib.sha256(key.encode()).hexdigest())}"]
