@@ -135,7 +135,7 @@ def report(scores: dict[str, Observations], baseline: dict[str, Observations]) -
 def trained(name: str, variant: Variant, work: Path, steps: int) -> Embedder:
     """Return the model of a variant, trained unless it was before."""
     output = work / name.replace(", ", "-").replace(" ", "-")
-    if not (output / "onnx").is_dir():
+    if not (output / "model.onnx").exists():
         run = Run(
             stage=variant.stage, model=str(work / variant.base), output=str(output), steps=steps, batch_size=64,
             max_tokens=96, learning_rate=2e-3, seed=3, **variant.fields,
