@@ -9,9 +9,10 @@ from polyvec.errors import InputError
 
 
 def set_ceiling(megabytes: float) -> None:
-    """Let this process write to at most ``megabytes`` of its own memory (Linux, ``RLIMIT_DATA``).
+    """Let the memory that this process has written to grow to ``megabytes`` and no further (Linux, ``RLIMIT_DATA``).
 
-    Weights that are mapped from their file and code are not counted: they are the system's to take back.
+    Weights that are mapped from their file and code are not counted: they are the system's to take back. What an
+    allocator has reserved and not touched, a gigabyte in Arrow's case, is left aside.
     Raises ``WorkerError`` where the process with its model already has more.
     """
     try:
@@ -20,11 +21,14 @@ def set_ceiling(megabytes: float) -> None:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
     except (ImportError, OSError) as error:
         raise WorkerError(f"memory can have a ceiling on Linux alone, got: {error}; leave --memory out") from error
-    used = next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmData:"))
-    if used > megabytes:
-        raise WorkerError(f"memory must be more than the {used:.0f} MB of the model alone, got --memory {megabytes:g}")
-    limit = int(megabytes * 2**20)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    reserved, used = (int(fields[name].split()[0]) * 1024 for name in ("VmData", "RssAnon"))
+    left = megabytes * 2**20 - used
+    if left < 0:
+        raise WorkerError(
+            f"memory must be more than the {used >> 20} MB of the model alone, got --memory {megabytes:g}"
+        )
+    resource.setrlimit(resource.RLIMIT_DATA, (reserved + int(left), resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 def told(error: Exception, megabytes: float | None) -> Exception:
