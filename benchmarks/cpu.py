@@ -7,40 +7,31 @@ systems, so that a noisy neighbour hurts all alike. Outputs are compared: the sm
 of polyvec's float32 graph stands beside each speed. "polyvec" is the engine that it chooses by itself.
 "Of the matrix rate" is the time that the model's multiplications alone take at the rate of a large float32 matrix
 product on these cores, over the time the system took: 100 % is the limit of the chip for float32.
-Needs Linux, the ``dev`` extra and fastembed.
+Five tasks in turn, one task and none are compared with a graph of the same weights that holds no adapters.
+Needs Linux, the ``dev`` extra, fastembed and openvino.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from common import MAX_TOKENS, make_texts, matrix_rate, memory_mb, operations, where
 
 from polyvec import Embedder
-from polyvec.model.config import ModelConfig
-from polyvec.samples import corpus
+from polyvec.inference.engines.onnx import GRAPH_FILES
+from polyvec.model.layouts import read_config
 
-SYSTEMS = ("polyvec", "polyvec-float32", "sentence-transformers", "transformers", "fastembed")
-PACKAGES = ("polyvec", "torch", "onnxruntime", "sentence-transformers", "transformers", "fastembed")
-MAX_TOKENS = 8192
-
-
-def make_texts(count: int, seed: int = 0) -> list[str]:
-    """Return texts of log-normal length, median 60 tokens, to 8192, of words in many languages."""
-    rng = np.random.default_rng(seed)
-    words = [word for row in corpus() for word in row["text"].split()]
-    lengths = np.clip(rng.lognormal(np.log(60), 0.9, count), 3, MAX_TOKENS) / 2  # about two tokens a word
-    return [" ".join(rng.choice(words, int(length) + 1)) for length in lengths]
+SYSTEMS = ("polyvec", "polyvec-float32", "sentence-transformers", "transformers", "fastembed", "openvino")
 
 
 def write_peers(folder: Path) -> None:
@@ -80,23 +71,63 @@ def write_peers(folder: Path) -> None:
     (target / "special_tokens_map.json").write_text(json.dumps(special))
 
 
-def matrix_rate(size: int = 2048, repeats: int = 5) -> float:
-    """Return the float32 operations a second of a large matrix product on all cores: what no float32 model exceeds."""
-    rng = np.random.default_rng(0)
-    a, b = (rng.standard_normal((size, size), dtype=np.float32) for _ in range(2))
-    seconds = []
-    for _ in range(repeats):
-        started = time.time()
-        a @ b
-        seconds.append(time.time() - started)
-    return 2 * size**3 / min(seconds)
+def write_without_adapters(folder: Path) -> None:
+    """Write polyvec-mini with no adapter that does anything: one of rank 1, whose gate stays closed."""
+    from polyvec.inference.export import export_onnx
+    from polyvec.model.encoder import Encoder
+    from polyvec.model.weights import load_encoder, save_encoder
+
+    mini = load_encoder(Embedder().folder)
+    bare = Encoder(dataclasses.replace(mini.config, prompts={"none": ""}, lora_rank=1))
+    base = {name: tensor for name, tensor in mini.state_dict().items() if ".lora_" not in name}
+    bare.load_state_dict(base, strict=False)
+    save_encoder(bare.eval(), folder)
+    for precision in GRAPH_FILES:
+        export_onnx(folder, precision=precision)
 
 
-def operations(lengths: list[int], config: ModelConfig) -> float:
-    """Return what the base encoder must multiply and add for texts of these token counts, padding not included."""
-    width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    linear = 2 * layers * (4 * width**2 + 2 * width * inner) * sum(lengths)
-    return linear + 4 * layers * width * sum(n * n for n in lengths)
+def mixed_tasks(folder: Path, texts: list[str], repeats: int) -> None:
+    """Print the time of five tasks in turn, of one task and of none, over that of a graph without adapters."""
+    write_without_adapters(folder / "bare")
+    mini = Embedder().folder
+    tasks = read_config(mini).tasks
+    print("\n| engine, one thread, CPU time | no adapters in the graph | no task | one task | five tasks in turn |")
+    print("|---|---|---|---|---|")
+    for engine in ("onnx-int8", "onnx"):
+        bare = Embedder(folder / "bare", engine=engine, threads=1)
+        full = Embedder(mini, engine=engine, threads=1)
+        ways = {
+            "bare": lambda m=bare: m.encode(texts),
+            "none": lambda m=full: m.encode(texts),
+            "one": lambda m=full: m.encode(texts, task=tasks[0], prompt=""),
+            "five": lambda m=full: m.encode(texts, task=[tasks[i % 5] for i in range(len(texts))], prompt=""),
+        }  # no prompts: they are tokens more, not adapters
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(repeats + 1):
+            for way, call in ways.items():
+                started = time.process_time()
+                call()
+                seconds[way].append(time.process_time() - started)
+        middle = {way: statistics.median(values[1:]) for way, values in seconds.items()}
+        print(f"| {engine} | " + " | ".join(f"{value / middle['bare']:.2f}" for value in middle.values()) + " |")
+
+
+def write_openvino(folder: Path) -> None:
+    """Convert the peers' weights, as transformers computes them, with OpenVINO's own converter."""
+    import openvino as ov
+    import torch
+    from transformers import AutoModel
+
+    class States(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = AutoModel.from_pretrained(folder / "hf", attn_implementation="eager").eval()
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    example = {"input_ids": torch.ones(2, 9, dtype=torch.long), "attention_mask": torch.ones(2, 9, dtype=torch.long)}
+    ov.save_model(ov.convert_model(States(), example_input=example), folder / "openvino.xml", compress_to_fp16=False)
 
 
 def open_system(system: str, folder: Path):  # type: ignore[no-untyped-def]
@@ -119,6 +150,25 @@ def open_system(system: str, folder: Path):  # type: ignore[no-untyped-def]
 
         st = SentenceTransformer(str(folder / "hf"), device="cpu")
         return lambda texts: st.encode(texts, batch_size=32)
+    if system == "openvino":
+        import openvino as ov
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder / "hf")
+        compiled = ov.Core().compile_model(folder / "openvino.xml", "CPU", {"PERFORMANCE_HINT": "THROUGHPUT"})
+
+        def encode_openvino(texts: list[str]) -> np.ndarray:
+            rows = []
+            for start in range(0, len(texts), 32):
+                inputs = tokenizer(texts[start : start + 32], padding=True, truncation=True, max_length=MAX_TOKENS,
+                                   return_tensors="np")  # fmt: skip
+                mask = inputs["attention_mask"]
+                states = compiled({"input_ids": inputs["input_ids"], "attention_mask": mask})[0]
+                means = (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdims=True)
+                rows.append(means / np.linalg.norm(means, axis=1, keepdims=True))
+            return np.concatenate(rows)
+
+        return encode_openvino
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -151,10 +201,7 @@ def work(system: str, folder: Path, texts_path: Path, output: Path) -> None:
     vectors = encode(texts)
     seconds = time.time() - started
     np.save(output, np.asarray(vectors, np.float32))
-    # Not getrusage: its peak starts at the size of the process that started this one.
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    peak = int(status["VmHWM"].split()[0]) / 1024
-    print(json.dumps({"open_seconds": first, "seconds": seconds, "peak_mb": peak}))
+    print(json.dumps({"open_seconds": first, "seconds": seconds, "peak_mb": memory_mb()}))
 
 
 def main() -> None:
@@ -171,6 +218,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_peers(folder)
+        write_openvino(folder)
         texts = make_texts(options.texts)
         (folder / "texts.json").write_text(json.dumps(texts))
         mini = Embedder()
@@ -200,8 +248,7 @@ def main() -> None:
                 run["cold_seconds"] = time.time() - started - run["seconds"]  # from the shell to the first vector
                 runs[system].append(run)
                 vectors[system] = np.load(output)
-        print(f"{platform.processor() or platform.machine()}, {platform.python_version()}, ", end="")
-        print(", ".join(f"{name} {version(name)}" for name in PACKAGES))
+        print(where("torch", "sentence-transformers", "transformers", "fastembed", "openvino"))
         print(f"polyvec chose {mini.engine.name}")
         print(f"{len(texts)} texts, {sum(lengths)} tokens, {options.repeats} alternating repeats, medians\n")
         columns = ("system", "smallest cosine to float32", "tokens/s of polyvec's", "of the matrix rate", "peak MB")
@@ -216,6 +263,7 @@ def main() -> None:
             print(
                 f"| {system} | {cosine:.5f} | {ours / seconds:.2f} | {least / seconds:.0%} | {peak:.0f} | {cold:.1f} |"
             )
+        mixed_tasks(folder, texts[:64], options.repeats)
 
 
 if __name__ == "__main__":

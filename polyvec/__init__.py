@@ -2,8 +2,11 @@
 
 from polyvec.errors import (
     InputError,
+    MachineWarning,
     MissingExtraError,
+    NotFiniteError,
     PolyvecError,
+    TextTooLargeError,
     TruncationWarning,
     UntrainedDimensionWarning,
     WeightsError,
@@ -17,8 +20,11 @@ __all__ = [
     "Embedder",
     "Embedding",
     "InputError",
+    "MachineWarning",
     "MissingExtraError",
+    "NotFiniteError",
     "PolyvecError",
+    "TextTooLargeError",
     "TruncationWarning",
     "UntrainedDimensionWarning",
     "WeightsError",

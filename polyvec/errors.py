@@ -3,9 +3,12 @@
     PolyvecError
     ├── InputError          a bad argument or text at a public edge (also a ValueError)
     ├── WeightsError        a checkpoint that does not load whole (also a ValueError)
-    └── MissingExtraError   an optional dependency that is not installed (also an ImportError)
+    ├── MissingExtraError   an optional dependency that is not installed (also an ImportError)
+    ├── TextTooLargeError   a single text that does not fit into memory (also a MemoryError)
+    └── NotFiniteError      a text whose numbers are infinite or none (also an ArithmeticError)
     UserWarning
     ├── TruncationWarning           a text was longer than the context and lost its tail
+    ├── MachineWarning              the machine made the model take a slower way
     └── UntrainedDimensionWarning   a width between the trained Matryoshka widths
 
 Every message has one form: name, rule, what was got, remedy.
@@ -32,6 +35,18 @@ class MissingExtraError(PolyvecError, ImportError):
     @classmethod
     def of(cls, what: str, extra: str) -> MissingExtraError:
         return cls(f"{what} needs the extra '{extra}', which is not installed: pip install 'polyvec[{extra}]'")
+
+
+class TextTooLargeError(PolyvecError, MemoryError):
+    """Even alone, a text does not fit into memory."""
+
+
+class NotFiniteError(PolyvecError, ArithmeticError):
+    """The model gave a text numbers that are not finite."""
+
+
+class MachineWarning(UserWarning):
+    """Out of memory, or without a kernel, the model takes a slower way to the same vectors."""
 
 
 class TruncationWarning(UserWarning):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from polyvec import __version__
-from polyvec.errors import PolyvecError, TruncationWarning, UntrainedDimensionWarning
+from polyvec.errors import MachineWarning, PolyvecError, TruncationWarning, UntrainedDimensionWarning
 from polyvec.files import Stamp
 from polyvec.inference.embedder import Embedder
 
@@ -31,7 +31,7 @@ def plain_errors(verb: Callable[..., Result]) -> Callable[..., Result]:
     def run(*args: Any, **options: Any) -> Result:
         try:
             with warnings.catch_warnings():
-                for kind in (TruncationWarning, UntrainedDimensionWarning):
+                for kind in (MachineWarning, TruncationWarning, UntrainedDimensionWarning):
                     warnings.simplefilter("always", kind)
                 warnings.showwarning = lambda message, *_, **__: typer.echo(f"warning: {message}", err=True)
                 return verb(*args, **options)

@@ -19,7 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyvec.atomic import write_json
-from polyvec.errors import InputError, MissingExtraError, TruncationWarning, UntrainedDimensionWarning
+from polyvec.errors import (
+    InputError,
+    MachineWarning,
+    MissingExtraError,
+    NotFiniteError,
+    TextTooLargeError,
+    TruncationWarning,
+    UntrainedDimensionWarning,
+)
 from polyvec.inference.batching import Batch, plan_batches
 from polyvec.inference.engines import Engine
 from polyvec.inference.engines.choice import faster_precision
@@ -72,8 +80,9 @@ class Chunks:
 
 @dataclass(frozen=True)
 class _Row:
-    """One text on its way through sort, batch and restore."""
+    """One text on its way through sort, batch and restore; ``number`` is its place among the caller's texts."""
 
+    number: int
     text: str
     task: Task
     encoding: Encoding
@@ -113,6 +122,7 @@ class Embedder:
         self.config = read_config(self.folder)
         self.tokenizer = Tokenizer.from_file(self.folder / "tokenizer.json", **self.config.tokenizer_ids)
         self._ranges = self._read_ranges()
+        self._fitting_tokens: int | None = None  # in a pass, once one has been too large for the memory
         self.engine = self._open_engine(engine, device, threads) if isinstance(engine, str) else engine
 
     @property
@@ -295,22 +305,24 @@ class Embedder:
                     f"texts[{i}] must be at most {self.max_tokens} tokens with its prompt, got {total}; "
                     "shorten it, use late_chunking, or allow truncate=True"
                 )
-        return [_Row(text, task, e) for (text, task), e in zip(block, encodings, strict=True)]
+        numbers = itertools.count(first)
+        return [_Row(next(numbers), text, task, e) for (text, task), e in zip(block, encodings, strict=True)]
 
     def _embed_block(self, rows: list[_Row], options: _Options, progress: _Progress) -> Iterator[Embedding]:
         lengths = [len(row.encoding) for row in rows]
         results: list[Embedding | None] = [None] * len(rows)
         short = [i for i, length in enumerate(lengths) if length <= self.max_tokens]
-        for plan in plan_batches([lengths[i] for i in short], batch_tokens=options.batch_tokens):
+        budget = min(options.batch_tokens, self._fitting_tokens or options.batch_tokens)
+        for plan in plan_batches([lengths[i] for i in short], batch_tokens=budget):
             indices = [short[i] for i in plan]
-            batch = Batch.of([rows[i].encoding.input_ids for i in indices], [rows[i].task.adapter_id for i in indices])
+            outputs = self._run([rows[i] for i in indices], states=options.chunking is not None)
             if options.chunking is not None:
-                states = self.engine.token_states(batch)
-                for i, own in zip(indices, np.split(states, batch.cu_seqlens[1:-1]), strict=True):
+                for i, own in zip(indices, outputs, strict=True):
                     results[i] = self._chunk(rows[i], [(own, 0)], options)
             else:
-                vectors = quantize(unit(self.engine.pool(batch)[:, : options.width]), options.dtype, self._ranges)
-                for i, vector in zip(indices, vectors, strict=True):
+                vectors = np.stack(outputs)
+                _check_finite(vectors, [rows[i].number for i in indices])
+                for i, vector in zip(indices, self._finish(vectors, options), strict=True):
                     e = rows[i].encoding
                     results[i] = Embedding(vector, rows[i].task.name, len(e), e.cut_characters)
             progress.advance(len(indices))
@@ -329,8 +341,37 @@ class Embedder:
         assert options.chunking is not None
         spans = chunk_spans(options.chunking, row.text, row.encoding)
         means = chunk_means(parts, row.encoding, spans, width=self.config.hidden_size)
-        vectors = quantize(unit(means[:, : options.width]), options.dtype, self._ranges)
-        return Embedding(None, row.task.name, len(row.encoding), 0, Chunks(spans, vectors))
+        _check_finite(means, [row.number] * len(means))
+        return Embedding(None, row.task.name, len(row.encoding), 0, Chunks(spans, self._finish(means, options)))
+
+    def _finish(self, vectors: NDArray[np.float32], options: _Options) -> NDArray[Any]:
+        return quantize(unit(vectors[:, : options.width]), options.dtype, self._ranges)
+
+    def _run(self, rows: Sequence[_Row], *, states: bool) -> list[NDArray[np.float32]]:
+        """Return each row's mean (D,), or its token states (n, D). A batch beyond the memory is halved, and so are
+        those after it.
+        """
+        batch = Batch.of([row.encoding.input_ids for row in rows], [row.task.adapter_id for row in rows])
+        try:
+            if states:
+                return np.split(self.engine.token_states(batch), batch.cu_seqlens[1:-1])
+            return list(self.engine.pool(batch))
+        except MemoryError as error:
+            if len(rows) == 1:
+                raise TextTooLargeError(
+                    f"texts[{rows[0].number}] must fit into memory, got {len(batch.input_ids)} tokens that do not; "
+                    "free memory, cut the text, or use a smaller model"
+                ) from error
+        if self._fitting_tokens is None:
+            warnings.warn(
+                f"a batch of {len(batch.input_ids)} tokens did not fit into memory and was halved, as are those to "
+                "come; pass a smaller batch_tokens to avoid the failed attempt",
+                MachineWarning,
+                stacklevel=2,
+            )
+        self._fitting_tokens = int(batch.lengths.max()) * ((len(rows) + 1) // 2)
+        middle = len(rows) // 2
+        return self._run(rows[:middle], states=states) + self._run(rows[middle:], states=states)
 
     def _check_width(self, dimensions: int | None) -> int:
         largest = self.config.hidden_size
@@ -380,6 +421,16 @@ class Embedder:
         except ImportError as error:
             raise MissingExtraError.of("engine 'torch'", "torch") from error
         return TorchEngine(load_encoder(self.folder), device=device)
+
+
+def _check_finite(vectors: NDArray[np.float32], numbers: Sequence[int]) -> None:
+    """Raise ``NotFiniteError`` for the first of vectors (B, D) that is not finite; ``numbers`` are those of texts."""
+    for number, good in zip(numbers, np.isfinite(vectors).all(axis=1), strict=True):
+        if not good:
+            raise NotFiniteError(
+                f"texts[{number}] must have finite numbers, got NaN or infinity from the model; "
+                "check its weights, or use engine='onnx' or float32"
+            )
 
 
 def _iterate(texts: Iterable[str]) -> Iterator[str]:

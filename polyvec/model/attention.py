@@ -5,29 +5,58 @@ Shape letters: B texts, T longest text, N packed tokens, H heads, K head width.
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
+from polyvec.errors import MachineWarning
 
-def packed_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, dropout: float = 0.0) -> Tensor:
+
+def packed_attention(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float = 0.0
+) -> Tensor:
     """Attend within each text, never across. (N, H, K) each, (B+1,) int32 offsets -> (N, H, K).
 
+    ``max_seqlen`` is T, a number of the host: reading it from a GPU in every layer would stop the queue of kernels.
     ``dropout`` falls on the attention probabilities; the FlashAttention kernel has none, so a training step that
     asks for it takes the padded path.
     """
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
-        longest = int(cu_seqlens.diff().max())
-        out = varlen_attn(query, key, value, cu_seqlens, cu_seqlens, longest, longest)
+    is_half = query.dtype in (torch.float16, torch.bfloat16)
+    if query.is_cuda and is_half and dropout == 0.0 and has_varlen_kernel(query.device, query.dtype, query.shape[-1]):
+        out = varlen_attn(query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
         assert isinstance(out, Tensor)
         return out
-    return _padded_attention(query, key, value, cu_seqlens, dropout)
+    return _padded_attention(query, key, value, cu_seqlens, max_seqlen, dropout)
 
 
-def _padded_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, dropout: float) -> Tensor:
+@cache
+def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether FlashAttention's packed kernel runs here, found by one tiny call; warns where it does not."""
+    x = torch.zeros(1, 1, head_dim, device=device, dtype=dtype)
+    offsets = torch.tensor([0, 1], device=device, dtype=torch.int32)
+    try:
+        varlen_attn(x, x, x, offsets, offsets, 1, 1)
+    except RuntimeError as error:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        warnings.warn(
+            f"{name} lacks the kernel varlen_attn for {dtype} and heads of {head_dim} ({error}); "
+            "padded attention stands in, slower on texts of mixed lengths",
+            MachineWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def _padded_attention(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, longest: int, dropout: float
+) -> Tensor:
     lengths = cu_seqlens.diff().long()
-    batch, longest = len(lengths), int(lengths.max())
+    batch = len(lengths)
     if batch * longest == len(query):  # equal lengths: no mask, which lets the kernel skip the T x T matrix
         q, k, v = (x.view(batch, longest, *x.shape[1:]).transpose(1, 2) for x in (query, key, value))
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)

@@ -60,10 +60,12 @@ class Attention(nn.Module):
         self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
         self.dropout = config.attention_probs_dropout_prob
 
-    def forward(self, x: Tensor, gate: Tensor | None, cu_seqlens: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(
+        self, x: Tensor, gate: Tensor | None, cu_seqlens: Tensor, max_seqlen: int, rotary: tuple[Tensor, Tensor]
+    ) -> Tensor:
         query, key, value = self.qkv(x, gate).view(len(x), 3, self.num_heads, self.head_dim).unbind(1)
         query, key = rotate(query, *rotary), rotate(key, *rotary)
-        attended = packed_attention(query, key, value, cu_seqlens, self.dropout if self.training else 0.0)
+        attended = packed_attention(query, key, value, cu_seqlens, max_seqlen, self.dropout if self.training else 0.0)
         states: Tensor = self.out(attended.flatten(1), gate)
         return states
 
@@ -92,8 +94,10 @@ class Layer(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: Tensor, gate: Tensor | None, cu_seqlens: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        x = self.attention_norm(x + self.dropout(self.attention(x, gate, cu_seqlens, rotary)))
+    def forward(
+        self, x: Tensor, gate: Tensor | None, cu_seqlens: Tensor, max_seqlen: int, rotary: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        x = self.attention_norm(x + self.dropout(self.attention(x, gate, cu_seqlens, max_seqlen, rotary)))
         states: Tensor = self.mlp_norm(x + self.dropout(self.mlp(x, gate)))
         return states
 
@@ -127,6 +131,7 @@ class Encoder(nn.Module):
         for another.
         """
         lengths = cu_seqlens.diff()
+        max_seqlen = int(lengths.max())  # the one wait for the device in a pass over the layers
         starts = torch.repeat_interleave(cu_seqlens[:-1], lengths)
         position_ids = torch.arange(len(input_ids), device=input_ids.device) - starts
         rotary = rotary_table(position_ids, self.config.head_dim, self.config.rope_theta)
@@ -134,9 +139,11 @@ class Encoder(nn.Module):
         x: Tensor = self.dropout(self.embeddings(input_ids, gate))
         for layer in self.layers:
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(layer, x, gate, cu_seqlens, rotary, use_reentrant=False, context_fn=_same_kernels)
+                x = checkpoint(
+                    layer, x, gate, cu_seqlens, max_seqlen, rotary, use_reentrant=False, context_fn=_same_kernels
+                )
             else:
-                x = layer(x, gate, cu_seqlens, rotary)
+                x = layer(x, gate, cu_seqlens, max_seqlen, rotary)
         return x
 
     def _gate(self, task_ids: Tensor, lengths: Tensor) -> Tensor | None:

@@ -19,7 +19,8 @@ class Engine(Protocol):
     """Runs one model.
 
     ``name`` tells users what computes their vectors, such as ``onnx-int8`` or ``torch-float32``; ``batch_tokens`` is
-    the number of tokens in a pass at which the engine is fastest.
+    the number of tokens in a pass at which the engine is fastest. Both passes raise ``MemoryError`` for a batch that
+    does not fit; the engine goes on working with smaller ones.
     """
 
     config: ModelConfig

@@ -21,6 +21,7 @@ import onnxruntime as ort
 from polyvec.atomic import write_json
 from polyvec.inference.batching import Batch
 from polyvec.inference.engines.onnx import GRAPH_FILES, OnnxEngine
+from polyvec.inference.threads import usable_cores
 from polyvec.model.config import ModelConfig
 from polyvec.tasks import NO_ADAPTER
 
@@ -87,7 +88,7 @@ def _key(graphs: dict[str, Path], threads: int | None) -> str:
         precision: [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
         for precision, path in graphs.items()
     }
-    facts = [_processor(), os.cpu_count(), threads, ort.__version__, files]
+    facts = [_processor(), usable_cores(), threads, ort.__version__, files]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,25 +11,30 @@ from numpy.typing import NDArray
 
 from polyvec.errors import WeightsError
 from polyvec.inference.batching import Batch
+from polyvec.inference.threads import usable_cores
 from polyvec.model.config import ModelConfig
 
 #: Precision of a graph to its file in a model folder.
 GRAPH_FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
+_OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
 _INPUTS = ["input_ids", "attention_mask", "task_ids"]
 #: ONNX Runtime would fuse the addition into the layer norm, whose kernel then takes ten times as long.
 _SLOWER_FUSIONS = ["SkipLayerNormFusion"]
 
 
 class OnnxEngine:
-    """A graph written by ``polyvec.inference.export``. ``threads`` defaults to one per physical core."""
+    """A graph written by ``polyvec.inference.export``. ``threads`` defaults to one per physical core, or to what a
+    container may use of them.
+    """
 
     batch_tokens = 1024  # larger is slower: what one layer writes must still lie in the cache when the next reads it
 
     def __init__(self, path: str | Path, config: ModelConfig, *, threads: int | None = None) -> None:
         self.config = config
         self.name = f"onnx-{'int8' if '.int8.' in Path(path).name else 'float32'}"
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or 0
+        options = self.session_options = ort.SessionOptions()
+        cores = usable_cores()
+        options.intra_op_num_threads = threads or (cores if cores < (os.cpu_count() or 1) else 0)  # 0: physical cores
         options.log_severity_level = 3
         options.enable_mem_pattern = False  # plans memory for shapes that repeat; lengths vary
         # The arena keeps its buffers from batch to batch: asking the system for pages takes a fifth of the time.
@@ -57,7 +63,12 @@ class OnnxEngine:
 
     def _run(self, output: str, feed: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         options = self._giving_back if feed["input_ids"].size > self.batch_tokens else None
-        result: NDArray[np.float32] = self._session.run([output], feed, options)[0]
+        try:
+            result: NDArray[np.float32] = self._session.run([output], feed, options)[0]
+        except Exception as error:  # see above; its allocators tell of their failure in words alone
+            if any(words in str(error) for words in _OUT_OF_MEMORY):
+                raise MemoryError(str(error)) from error
+            raise
         return result
 
     def _pad(self, batch: Batch) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.bool_]]:

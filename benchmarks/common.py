@@ -1,0 +1,78 @@
+"""What the benchmarks share: texts, limits of the chip, memory, and the line that says where a number was taken."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from polyvec.model.config import ModelConfig
+from polyvec.samples import corpus
+
+MAX_TOKENS = 8192
+
+
+def make_texts(count: int, seed: int = 0) -> list[str]:
+    """Return texts of log-normal length, median 60 tokens, to 8192, of words in many languages."""
+    rng = np.random.default_rng(seed)
+    words = [word for row in corpus() for word in row["text"].split()]
+    lengths = np.clip(rng.lognormal(np.log(60), 0.9, count), 3, MAX_TOKENS) / 2  # about two tokens a word
+    return [" ".join(rng.choice(words, int(length) + 1)) for length in lengths]
+
+
+def matrix_rate(size: int = 2048, repeats: int = 5) -> float:
+    """Return the float32 operations a CPU second of a large matrix product: what no float32 model exceeds."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((size, size), dtype=np.float32) for _ in range(2))
+    seconds = []
+    for _ in range(repeats):
+        started = time.process_time()
+        a @ b
+        seconds.append(time.process_time() - started)
+    return 2 * size**3 / min(seconds)
+
+
+def operations(lengths: list[int], config: ModelConfig) -> float:
+    """Return what the base encoder must multiply and add for texts of these token counts, padding not included."""
+    width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    linear = 2 * layers * (4 * width**2 + 2 * width * inner) * sum(lengths)
+    return linear + 4 * layers * width * sum(n * n for n in lengths)
+
+
+def memory_mb(field: str = "VmHWM") -> float:
+    """Return a field of Linux's account of this process: ``VmHWM`` is the peak of what was resident, mapped files too.
+
+    Not getrusage: its peak starts at the size of the process that started this one.
+    """
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[field].split()[0]) / 1024
+
+
+def forget_peak() -> None:
+    """Let ``VmHWM`` start again from what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def where(*packages: str) -> str:
+    """Return processor, cores, commit and versions in one line."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    best = next((name for name in ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2") if name in flags), "none")
+    root = Path(__file__).parent.parent
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
+    found = []
+    for name in ("polyvec", "onnxruntime", *packages):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"{name} not installed")
+    return (
+        f"{cpu} ({best}), {os.cpu_count()} cores, Python {platform.python_version()}, {', '.join(found)}, "
+        f"commit {commit.stdout.strip()}"
+    )
