@@ -425,8 +425,9 @@ class Embedder:
 
 def _check_finite(vectors: NDArray[np.float32], numbers: Sequence[int]) -> None:
     """Raise ``NotFiniteError`` for the first of vectors (B, D) that is not finite; ``numbers`` are those of texts."""
-    for number, good in zip(numbers, np.isfinite(vectors).all(axis=1), strict=True):
-        if not good:
+    finite = np.isfinite(vectors).all(axis=1)
+    for row, number in enumerate(numbers):
+        if not finite[row]:
             raise NotFiniteError(
                 f"texts[{number}] must have finite numbers, got NaN or infinity from the model; "
                 "check its weights, or use engine='onnx' or float32"
