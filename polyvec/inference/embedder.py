@@ -425,9 +425,9 @@ class Embedder:
 
 def _check_finite(vectors: NDArray[np.float32], numbers: Sequence[int]) -> None:
     """Raise ``NotFiniteError`` for the first of vectors (B, D) that is not finite; ``numbers`` are those of texts."""
-    finite = np.isfinite(vectors).all(axis=1)
+    finite: NDArray[np.bool_] = np.isfinite(vectors).all(axis=1, keepdims=True)
     for row, number in enumerate(numbers):
-        if not finite[row]:
+        if not finite[row, 0]:
             raise NotFiniteError(
                 f"texts[{number}] must have finite numbers, got NaN or infinity from the model; "
                 "check its weights, or use engine='onnx' or float32"
