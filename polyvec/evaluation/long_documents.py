@@ -57,8 +57,9 @@ def needle(
 ) -> list[Suite]:
     """Return a retrieval suite a language and length, of rows with ``query``, ``passage`` and ``lang``.
 
-    A passage of at most half the shortest length lies at a random place between others of its language. Languages with
-    fewer than ten such passages are left out; raises ``InputError`` where none is left.
+    A passage that fits the shortest length lies at a random place between others of its language. Languages with
+    fewer than ten such passages, or fewer tokens than the longest document, are left out; raises ``InputError`` where
+    none is left.
     """
     suites = []
     for lang, group in _by_language(rows).items():
@@ -66,9 +67,9 @@ def needle(
         shuffled = [group[i] for i in rng.permutation(len(group))]
         passages = list(dict.fromkeys(row["passage"] for row in shuffled))
         tokens = dict(zip(passages, _num_tokens(passages), strict=True))
-        short = [row for row in shuffled if tokens[row["passage"]] <= min(lengths) // 2]
+        short = [row for row in shuffled if tokens[row["passage"]] <= min(lengths) - _ROOM]
         chosen = list({row["passage"]: row for row in short}.values())[:count]
-        if len(chosen) < 10:
+        if len(chosen) < 10 or sum(tokens.values()) < max(lengths):  # too little to fill the longest
             continue
         for length in lengths:
             corpus = {}
@@ -88,7 +89,8 @@ def needle(
             suites.append(_suite("needle", lang, length, queries, corpus))
     if not suites:
         raise InputError(
-            f"{path} must hold ten passages of at most {min(lengths) // 2} tokens in a language, got fewer; add rows"
+            f"{path} must hold ten passages of at most {min(lengths) - _ROOM} tokens in a language, and "
+            f"{max(lengths)} tokens in all, got fewer; add rows"
         )
     return suites
 
