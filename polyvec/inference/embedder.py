@@ -425,7 +425,7 @@ class Embedder:
 
 def _check_finite(vectors: NDArray[np.float32], numbers: Sequence[int]) -> None:
     """Raise ``NotFiniteError`` for the first of vectors (B, D) that is not finite; ``numbers`` are those of texts."""
-    finite: NDArray[np.bool_] = np.isfinite(vectors).all(axis=1, keepdims=True)
+    finite: Any = np.isfinite(vectors).all(axis=1, keepdims=True)
     for row, number in enumerate(numbers):
         if not finite[row, 0]:
             raise NotFiniteError(
