@@ -64,7 +64,10 @@ def serve(
     max_body_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a request's body.")] = 8_000_000,
     cors_origin: Annotated[list[str] | None, typer.Option(help="Web origin that may call; none if left out.")] = None,
 ) -> None:
-    """Serve MODEL over HTTP: OpenAI, Jina, Cohere, TEI and Ollama dialects, and a page to try it on."""
+    """Serve MODEL over HTTP: OpenAI, Jina, Cohere, TEI and Ollama dialects, and a page to try it on.
+
+    Each option may also stand in the environment (POLYVEC_MAX_SECONDS) or in the file of --config (max_seconds = 30).
+    """
     try:
         from polyvec.serving.run import Settings, run
     except ImportError as error:

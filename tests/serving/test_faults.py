@@ -93,24 +93,23 @@ def test_a_killed_worker_is_replaced_and_its_batch_computed_again(
     first = worker_pid(process)
     assert first is not None
 
-    def kill() -> tuple[set[int], float]:
+    def kill() -> float:
         os.kill(first, signal.SIGKILL)
-        started, statuses = time.monotonic(), set()
-        while (status := client.get("/ready").status_code) != 200 or not statuses:
-            statuses.add(status)
-            if time.monotonic() > started + 30:
-                break
-        return statuses, time.monotonic() - started
+        started, statuses = time.monotonic(), list[int]()
+        while 503 not in statuses or statuses[-1] != 200:  # the first may still be from before anyone noticed
+            statuses.append(client.get("/ready").status_code)
+            assert time.monotonic() < started + 30, set(statuses)
+        return time.monotonic() - started
 
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(ask_all, client, [body(embedder.model_name, text) for text in texts])
         while "polyvec_queue_tokens 0.0" in client.get("/metrics").text and not asked.done():
             pass
-        statuses, seconds = kill()
+        seconds = kill()
         answers = asked.result()
     for answer, expected in zip(answers, embedder.encode(texts), strict=True):
         check(answer, expected[None])
-    assert 503 in statuses and worker_pid(process) not in (None, first)
+    assert worker_pid(process) not in (None, first)
     # Within 5 s where the machine has nothing else to do; the bound here is that of a start of Python under load.
     assert seconds < 20
 

@@ -20,6 +20,7 @@ from schemathesis.specs.openapi import checks as openapi_checks
 
 from polyvec import Embedder
 from polyvec.serving.errors import CohereError, OllamaError, OpenAIError, TeiError
+from polyvec.serving.guard import TIMEOUT_HEADER
 from tests.serving.process import start
 
 EXAMPLES = int(os.environ.get("POLYVEC_FUZZ", "10"))
@@ -105,7 +106,6 @@ def test_any_bytes_get_a_valid_answer(
 
 #: What the schema cannot say (a task's name, a width of this model) is refused too, so a valid body may be.
 CHECKS = [
-    schemathesis.checks.not_a_server_error,
     openapi_checks.status_code_conformance,
     openapi_checks.content_type_conformance,
     openapi_checks.response_headers_conformance,
@@ -133,6 +133,8 @@ def test_every_route_answers_as_documented(
                 case.body["model"] = embedder.model_name
             response = case.call()
             case.validate_response(response, checks=CHECKS)
+            # A caller may ask for an answer sooner than there can be one.
+            assert response.status_code < 500 or (response.status_code == 504 and TIMEOUT_HEADER in case.headers)
             if response.status_code >= 400:
                 check_error(response.text, case.body, documented)
 
