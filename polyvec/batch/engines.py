@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -89,8 +90,9 @@ class OnRay:
             raise MissingExtraError.of("--cluster", "cluster") from error
         self._ray = ray
         try:
+            _check_port(address)
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
-        except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
                 f"cluster must be reachable, got {address}: {reason}; start one with: ray start --head"
@@ -150,6 +152,13 @@ class OnRay:
             ) from error
 
 
+def _check_port(address: str) -> None:
+    """Raise ``OSError`` if nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
 def _facts(row: dict[str, Any]) -> dict[str, Any]:
     """A unit to its facts, or to the error that stops the job."""
     i, fs, unit, job = pickle.loads(row["item"])
@@ -199,5 +208,6 @@ class _Embed:
             return WorkerError(f"output must be readable and writable, got {given.folder.location}: {error}")
         for name, counter in self._counters.items():
             value = receipt.get(name, 0)
-            counter.inc(len(value) if isinstance(value, list) else value)
+            if count := len(value) if isinstance(value, list) else value:  # Ray refuses to count nothing
+                counter.inc(count)
         return receipt
