@@ -430,7 +430,7 @@ class Embedder:
 
 def _check_finite(vectors: NDArray[np.float32], numbers: Sequence[int]) -> None:
     """Raise ``NotFiniteError`` for the first of vectors (B, D) that is not finite; ``numbers`` are those of texts."""
-    for number, good in zip(numbers, np.isfinite(vectors).all(axis=1), strict=True):
+    for number, good in zip(numbers, np.atleast_1d(np.isfinite(vectors).all(axis=1)), strict=True):
         if not good:
             raise NotFiniteError(
                 f"texts[{number}] must have finite numbers, got NaN or infinity from the model; "
