@@ -29,7 +29,7 @@ from common import MAX_TOKENS, make_texts, matrix_rate, memory_mb, operations, w
 
 from polyvec import Embedder
 from polyvec.inference.engines.onnx import GRAPH_FILES
-from polyvec.model.layouts import read_config
+from polyvec.model.layouts import copy_companions, read_config
 
 SYSTEMS = ("polyvec", "polyvec-float32", "sentence-transformers", "transformers", "fastembed", "openvino")
 
@@ -71,8 +71,8 @@ def write_peers(folder: Path) -> None:
     (target / "special_tokens_map.json").write_text(json.dumps(special))
 
 
-def write_without_adapters(folder: Path) -> None:
-    """Write polyvec-mini with no adapter that does anything: one of rank 1, whose gate stays closed."""
+def write_with_and_without_adapters(folder: Path) -> None:
+    """Write polyvec-mini as ``full`` and, as ``bare``, with one adapter of rank 1 whose gate stays closed."""
     from polyvec.inference.export import export_onnx
     from polyvec.model.encoder import Encoder
     from polyvec.model.weights import load_encoder, save_encoder
@@ -81,21 +81,22 @@ def write_without_adapters(folder: Path) -> None:
     bare = Encoder(dataclasses.replace(mini.config, prompts={"none": ""}, lora_rank=1))
     base = {name: tensor for name, tensor in mini.state_dict().items() if ".lora_" not in name}
     bare.load_state_dict(base, strict=False)
-    save_encoder(bare.eval(), folder)
-    for precision in GRAPH_FILES:
-        export_onnx(folder, precision=precision)
+    for encoder, name in ((mini, "full"), (bare.eval(), "bare")):
+        save_encoder(encoder, folder / name)
+        copy_companions(Embedder().folder, folder / name)
+        for precision in GRAPH_FILES:
+            export_onnx(folder / name, precision=precision)
 
 
 def mixed_tasks(folder: Path, texts: list[str], repeats: int) -> None:
     """Print the time of five tasks in turn, of one task and of none, over that of a graph without adapters."""
-    write_without_adapters(folder / "bare")
-    mini = Embedder().folder
-    tasks = read_config(mini).tasks
+    write_with_and_without_adapters(folder)
+    tasks = read_config(folder / "full").tasks
     print("\n| engine, one thread, CPU time | no adapters in the graph | no task | one task | five tasks in turn |")
     print("|---|---|---|---|---|")
     for engine in ("onnx-int8", "onnx"):
         bare = Embedder(folder / "bare", engine=engine, threads=1)
-        full = Embedder(mini, engine=engine, threads=1)
+        full = Embedder(folder / "full", engine=engine, threads=1)
         ways = {
             "bare": lambda m=bare: m.encode(texts),
             "none": lambda m=full: m.encode(texts),

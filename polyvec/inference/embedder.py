@@ -425,9 +425,8 @@ class Embedder:
 
 def _check_finite(vectors: NDArray[np.float32], numbers: Sequence[int]) -> None:
     """Raise ``NotFiniteError`` for the first of vectors (B, D) that is not finite; ``numbers`` are those of texts."""
-    finite: Any = np.isfinite(vectors).all(axis=1, keepdims=True)
-    for row, number in enumerate(numbers):
-        if not finite[row, 0]:
+    for number, good in zip(numbers, np.atleast_1d(np.isfinite(vectors).all(axis=1)), strict=True):
+        if not good:
             raise NotFiniteError(
                 f"texts[{number}] must have finite numbers, got NaN or infinity from the model; "
                 "check its weights, or use engine='onnx' or float32"

@@ -13,7 +13,7 @@ from polyvec.errors import InputError, WeightsError
 from polyvec.inference import export
 from polyvec.inference.engines.onnx import OnnxEngine
 from polyvec.model.encoder import Encoder
-from polyvec.model.weights import load_encoder, save_original
+from polyvec.model.weights import load_encoder, save_encoder, save_original
 
 
 @pytest.fixture
@@ -37,6 +37,22 @@ def test_a_graph_that_is_off_is_refused_and_the_old_one_stays(folder: Path, monk
         export.export_onnx(folder, precision="fp32")
     assert (folder / "model.onnx").read_bytes() == before
     assert not list(folder.glob("*.partial"))
+
+
+def test_one_file_of_codes_lies_beside_the_int8_graph(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (before,) = folder.glob("*.bin")
+    encoder = load_encoder(folder)
+    encoder.layers[0].mlp.fc1.weight.data[0, :9] = 0  # type: ignore[union-attr, operator]
+    save_encoder(encoder, folder)
+    with monkeypatch.context() as patch:  # refused: the old graph still finds its codes
+        patch.setitem(export.LIMITS, "int8", export.Parity(0.0, 1.0))
+        with pytest.raises(WeightsError, match="must keep to"):
+            export.export_onnx(folder, precision="int8")
+    assert list(folder.glob("*.bin")) == [before]
+    OnnxEngine(folder / "model.int8.onnx", encoder.config)
+    export.export_onnx(folder, precision="int8")
+    (after,) = folder.glob("*.bin")
+    assert after != before
 
 
 def test_a_wrong_weight_is_caught_by_the_gate(folder: Path, encoder: Encoder) -> None:

@@ -59,8 +59,8 @@ class TorchEngine:
             return np.asarray(self._forward(batch)[0].float().cpu().numpy())
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        ids, cu_seqlens, task_ids = (self._send(a) for a in (batch.input_ids, batch.cu_seqlens, batch.task_ids))
-        return self._encoder(ids, cu_seqlens, task_ids), cu_seqlens
+        cu_seqlens = self._send(batch.cu_seqlens)
+        return self._encoder(self._send(batch.input_ids), cu_seqlens, self._send(batch.task_ids)), cu_seqlens
 
     def _send(self, array: NDArray[Any]) -> Tensor:
         """Copy to the device; from pinned memory to a GPU, which goes on while the next array is on its way."""
