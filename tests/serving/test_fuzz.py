@@ -21,7 +21,7 @@ from schemathesis.specs.openapi import checks as openapi_checks
 from polyvec import Embedder
 from polyvec.serving.errors import CohereError, OllamaError, OpenAIError, TeiError
 from polyvec.serving.guard import TIMEOUT_HEADER
-from tests.serving.process import start
+from tests.serving.process import start, stop
 
 EXAMPLES = int(os.environ.get("POLYVEC_FUZZ", "10"))
 PATHS = {
@@ -47,8 +47,7 @@ bodies = st.dictionaries(st.sampled_from(FIELDS), values).map(lambda body: json.
 def url(model_folder: Path) -> Iterator[str]:
     process, url = start("--model", model_folder)
     yield url
-    process.terminate()
-    _, log = process.communicate(timeout=30)
+    log = stop(process)
     assert "Traceback" not in log and "failed with" not in log
 
 
