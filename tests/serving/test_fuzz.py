@@ -61,7 +61,7 @@ def live(url: str) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def documented(live: httpx.Client) -> str:
-    """What an error may say: names of the documentation, words of the source, which hypothesis also draws texts from."""
+    """What an error may say: names of the documentation, words of the source, which hypothesis draws from too."""
     source = Path(polyvec.__file__).parent.rglob("*.py")
     return "".join([live.get("/openapi.json").text, *(path.read_text(encoding="utf-8") for path in source)])
 
