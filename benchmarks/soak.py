@@ -5,7 +5,7 @@
 Arrivals are random at 80 % of what the server was measured to do. Printed are the answers by status, memory by the
 minute and the 99th percentile of the first and the last third. Exit code 1 when something went wrong: a status of 500
 or above, an answer that was not the one expected, memory that grows by more than ``--slope`` MB a minute, or a 99th
-percentile that more than doubled.
+percentile that more than doubled (``--p99``), which on a machine with other work says nothing.
 
 With ``--faults`` the server is that of the tests, which has a model that breaks on some inputs: then these, and these
 alone, are answered with 500. Needs Linux and the ``dev`` extra.
@@ -155,7 +155,7 @@ def port_of(server: subprocess.Popen[bytes], said: Path) -> int:
     raise SystemExit(f"the server did not start:\n{said.read_text()[-1000:]}")
 
 
-def report(log: Log, minutes: float, most_growth: float) -> list[str]:
+def report(log: Log, minutes: float, most_growth: float, most_slower: float) -> list[str]:
     """Print what was seen and return what was wrong."""
     print("answers by status:", dict(sorted(log.statuses.items())))
     settled = [point for point in log.megabytes if point[0] > minutes * 60 / 4]  # buffers fill first
@@ -170,7 +170,7 @@ def report(log: Log, minutes: float, most_growth: float) -> list[str]:
     wrong = [f"{count} times {what}" for what, count in log.unexpected.items()]
     if slope > most_growth:
         wrong.append(f"memory grows by {slope:.2f} MB a minute")
-    if last > 2 * first + 100:
+    if last > most_slower * first + 100:
         wrong.append(f"the 99th percentile went from {first:.0f} to {last:.0f} ms")
     return wrong
 
@@ -180,6 +180,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--model", help="folder; polyvec-mini if left out")
     parser.add_argument("--slope", type=float, default=1.0, help="MB a minute that memory may grow")
+    parser.add_argument("--p99", type=float, default=2.0, help="times that the 99th percentile may grow")
     parser.add_argument("--faults", action="store_true")
     options = parser.parse_args()
     program = [ROOT / "tests/serving/faulty_server.py"] if options.faults else ["-m", "polyvec"]
@@ -198,7 +199,7 @@ def main() -> None:
         finally:
             server.terminate()
             server.wait()
-    wrong = report(log, options.minutes, options.slope)
+    wrong = report(log, options.minutes, options.slope, options.p99)
     print(*wrong, sep="\n")
     raise SystemExit(1 if wrong else 0)
 

@@ -107,7 +107,7 @@ class Service:
         """
         self.scheduler.check_open()  # a refusal costs no tokenising
         width = self.check_width(dimensions)
-        resolved = resolve_task(task, self.embedder.config.prompts)
+        resolved = self._resolve(task)
         check_inputs(inputs)
         rows = await self._tokenise(self._rows, inputs, resolved, truncate, late_chunking)
         results = await self._submit(rows)
@@ -142,6 +142,13 @@ class Service:
         if dimensions is not None and not 1 <= dimensions <= largest:
             raise InputError(f"dimensions must be between 1 and {largest}, got another number; leave it out for all")
         return dimensions or largest
+
+    def _resolve(self, task: str | None) -> Task:
+        if task is not None and task not in self.embedder.tasks:  # told here, for elsewhere the name would come back
+            raise InputError(
+                f"task must be one of {', '.join(self.embedder.tasks)}, got another; leave it out for none"
+            )
+        return resolve_task(task, self.embedder.config.prompts)
 
     async def check(self) -> None:
         """Run one short text through the whole way; raises whatever is wrong."""

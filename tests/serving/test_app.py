@@ -67,6 +67,7 @@ BAD = [
     ({"input": "a", "dimensions": 33}, 400, "dimensions must be between 1 and 32"),
     ({"input": "a", "model": "gpt"}, 400, "model must be"),
     ({"input": "a", "task": "query"}, 400, "task must be one of"),
+    ({"input": "a", "task": "long" * 5000}, 400, "task must be one of"),
     ({"input": "a", "tsak": "separation"}, 400, "no such field"),
     ({"input": [[1, 512]]}, 400, "token ids from 0 to 511"),
     ({"input": [[-1]]}, 400, "token ids from 0 to 511"),

@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import InferenceClient, close_session
 
 from polyvec import Embedder
-from tests.serving.process import start
+from tests.serving.process import start, stop
 
 TEXTS = ["The train is late.", "Wo ist der Bahnhof?", "a"]
 
@@ -25,8 +25,7 @@ TEXTS = ["The train is late.", "Wo ist der Bahnhof?", "a"]
 def server(model_folder: Path) -> Iterator[str]:
     process, url = start("--model", model_folder)
     yield url
-    process.send_signal(signal.SIGTERM)
-    _, log = process.communicate(timeout=30)
+    log = stop(process)
     assert process.returncode in (0, -signal.SIGTERM), log
     assert "Traceback" not in log and not any(text in log for text in TEXTS[:2])
 

@@ -19,22 +19,21 @@ import pytest
 
 from polyvec import Embedder
 from tests.serving import faulty_server as faults
-from tests.serving.process import FAULTY, start, worker_pid
+from tests.serving.process import FAULTY, start, stop, worker_pid
 
 ORIGIN = "https://example.org"
 
 
 @pytest.fixture(scope="module")
-def server(model_folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def server(model_folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     process, url = start("--model", model_folder, "--cors-origin", ORIGIN, program=(FAULTY,))
     yield process, url
-    process.terminate()
-    _, log = process.communicate(timeout=30)
+    log = stop(process)
     assert "secret" not in log and faults.BAD_TEXT not in log
 
 
 @pytest.fixture
-def client(server: tuple[subprocess.Popen[str], str]) -> Iterator[httpx.Client]:
+def client(server: tuple[subprocess.Popen[bytes], str]) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server[1], timeout=60) as client:
         yield client
 
@@ -86,7 +85,7 @@ def test_a_fault_is_its_own_request_s_alone(
 
 
 def test_a_killed_worker_is_replaced_and_its_batch_computed_again(
-    server: tuple[subprocess.Popen[str], str], client: httpx.Client, embedder: Embedder
+    server: tuple[subprocess.Popen[bytes], str], client: httpx.Client, embedder: Embedder
 ) -> None:
     process = server[0]
     texts = [text * 15 for text in texts_of(40)]
@@ -201,7 +200,7 @@ def test_sigterm_answers_all_that_is_in_flight(
             pass
         refused = client.post("/v1/embeddings", json=body(embedder.model_name, "late"))
         answers = asked.result()
-    _, log = process.communicate(timeout=30)
+    log = stop(process)
     assert warm.status_code == 200 and ready.json() == {"status": "draining"} and refused.status_code == 503
     assert refused.headers["retry-after"] == "1"
     statuses = [answer.status_code for answer in answers]
