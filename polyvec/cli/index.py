@@ -23,6 +23,13 @@ def index(
     ],
     database: Database,
     dimensions: Dimensions = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="How vectors are stored: float32 (if left out), float16, int8 or binary; the first 128 "
+            "components are never less than float16."
+        ),
+    ] = None,
     column: Column = "text",
     max_megabytes: Annotated[float, typer.Option(help="Larger files are left out.")] = MAX_MEGABYTES,
     model: Model = None,
@@ -32,7 +39,7 @@ def index(
 
     Files that cannot be read are listed at the end, and the exit code is 2; the others are in the database.
     """
-    opened = Index(database, Embedder(model, engine=engine), dimensions=dimensions, create=True)
+    opened = Index(database, Embedder(model, engine=engine), dimensions=dimensions, dtype=dtype, create=True)
     report = opened.update(paths, column=column, max_megabytes=max_megabytes, progress=sys.stderr.isatty())
     typer.echo(f"{report}; {len(opened.store)} passages in {database}", err=True)
     report_failures(report.failed)
