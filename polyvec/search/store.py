@@ -21,8 +21,8 @@ from polyvec.search import parts
 
 MODES = ("hybrid", "vector", "text")
 
-#: Share of meaning in a hybrid score, the rest is of words: half, without a look at any question. It is as good as
-#: either list or better on most development questions, in one language and across (benchmarks/results, 2026-11-25).
+#: Share of meaning in a hybrid score, the rest is of words: half, chosen without a look at the questions that it was
+#: then measured on: above reciprocal ranks or level on each of seven sets (benchmarks/results/2026-11-25-hybrid.md).
 WEIGHT = 0.5
 _FUSED = 50  # passages of each list, at least, that a hybrid search compares
 
