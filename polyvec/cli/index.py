@@ -25,10 +25,7 @@ def index(
     dimensions: Dimensions = None,
     dtype: Annotated[
         str | None,
-        typer.Option(
-            help="How vectors are stored: float32 (if left out), float16, int8 or binary; the first 128 "
-            "components are never less than float16."
-        ),
+        typer.Option(help="How vectors are stored: float32 (if left out), float16, int8 or binary."),
     ] = None,
     column: Column = "text",
     max_megabytes: Annotated[float, typer.Option(help="Larger files are left out.")] = MAX_MEGABYTES,

@@ -30,9 +30,9 @@ _TABLE = "passages"
 _STAMP_KEY = b"polyvec"
 _EXACT_ROWS = 50_000  # below, comparing with every head takes a few milliseconds and misses nothing
 _PARTITION_ROWS = 1000
-_PROBED = 128  # partitions whose bits are compared,
-_REFINED = 2  # times as many heads that are then compared as there are
-_CANDIDATES = 320  # passages whose whole vectors decide
+_PROBED = 128  # partitions whose bits are compared, and
+_CANDIDATES = 320  # passages, nearest by their bits or heads, whose whole vectors then decide
+_REFINED = 4  # times as many heads that are compared, where vectors are in parts, as there are candidates
 _KEPT_VERSIONS = timedelta(hours=1)  # a search that is running still finds the files of its version
 _FIELDS = ("source", "digest", "line", "page", "heading", "start", "end", "text", "metadata")
 
@@ -221,9 +221,14 @@ class Store:
 
     def _nearest(self, vector: NDArray[np.float32], limit: int, condition: str | None) -> dict[int, float]:
         """Return the ids of the nearest rows with their cosines, best first."""
-        head = vector[: parts.head_width(self.dimensions)]
-        query: Any = self._table.search(head, vector_column_name="head", query_type="vector")
-        query = query.distance_type("cosine").nprobes(_PROBED).refine_factor(_REFINED).limit(max(_CANDIDATES, limit))
+        width = parts.head_width(self.dimensions, self.dtype)
+        query: Any = self._table.search(vector[:width], vector_column_name="head", query_type="vector")
+        query = query.distance_type("cosine").nprobes(_PROBED)
+        if width == self.dimensions:
+            query = query.refine_factor(max(2, _CANDIDATES // limit)).limit(limit)
+            found = _only(query, [], "_distance", condition)
+            return dict(zip(found["_rowid"].to_pylist(), (1 - found["_distance"].to_numpy()).tolist(), strict=True))
+        query = query.refine_factor(_REFINED).limit(max(_CANDIDATES, limit))
         found = _only(query, parts.part_names(self.dimensions, self.dtype), "_distance", condition)
         scores = parts.cosines(vector, found, self.dtype)
         best = np.argsort(-scores, kind="stable")[:limit]
