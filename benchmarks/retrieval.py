@@ -1,14 +1,14 @@
-"""Recall and nDCG of an index on a development set of questions: vector, full text and hybrid, late chunking or not.
+"""Recall and nDCG of an index on a development set: vector, full text and hybrid at several weights.
 
-    python benchmarks/retrieval.py retrieval_qa.parquet
+    python benchmarks/retrieval.py retrieval_qa.parquet            questions in the language of the passages
+    python benchmarks/retrieval.py tico19_bitext.parquet           sentences that ask for their English translation
 
-The file has the columns query, passage, lang and source; the corpus of a source is all its passages. Chunked: each
-passage is cut as ``polyvec index`` cuts it and is as good as its best chunk; naive chunks are embedded alone.
+The file has the columns query, passage, lang and source, or en, text and lang; the corpus of a source is its passages.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -17,9 +17,13 @@ import pyarrow.parquet as pq
 
 from polyvec import Embedder
 from polyvec.search.store import Passage, Store
-from polyvec.text.chunking import passage_spans
 
 TOP = 10
+WAYS = {
+    "vector": {"mode": "vector"},
+    "text": {"mode": "text"},
+    **{f"hybrid {weight}": {"mode": "hybrid", "weight": weight} for weight in (0.3, 0.5, 0.7)},
+}
 
 
 def report(name: str, ranks: list[int | None]) -> None:
@@ -35,47 +39,39 @@ def rank_of(passage: str, found: list[str]) -> int | None:
     return found.index(passage) if passage in found else None
 
 
-def chunk_ranks(queries: np.ndarray, chunks: np.ndarray, owner: np.ndarray, answers: list[int]) -> list[int | None]:
-    """Return the rank of each answer among passages, where a passage scores as its best chunk."""
-    ranks = []
-    starts = np.searchsorted(owner, np.arange(owner[-1] + 1))
-    for query, answer in zip(queries, answers, strict=True):
-        best = np.maximum.reduceat(chunks @ query, starts)
-        rank = int((best > best[answer]).sum())
-        ranks.append(rank if rank < TOP else None)
-    return ranks
+def rows_of(path: str) -> list[dict[str, str]]:
+    rows = pq.read_table(path).to_pylist()
+    if "en" in rows[0]:
+        rows = [
+            {"query": r["text"], "passage": r["en"], "lang": f"{r['lang']} to en", "source": r["lang"]} for r in rows
+        ]
+    return rows
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data")
+    parser.add_argument("--limit", type=int, default=0, help="First rows of each source, which are its corpus too.")
+    parser.add_argument("--sources", nargs="*", help="These alone.")
+    options = parser.parse_args()
     embedder = Embedder()
-    rows = pq.read_table(sys.argv[1]).to_pylist()
+    rows = rows_of(options.data)
     print("| | questions | recall@1 | recall@10 | nDCG@10 |\n|---|---|---|---|---|")
-    for source in sorted({row["source"] for row in rows}):
-        own = [row for row in rows if row["source"] == source]
+    for source in options.sources or sorted({row["source"] for row in rows}):
+        own = [row for row in rows if row["source"] == source][: options.limit or None]
         corpus = list(dict.fromkeys(row["passage"] for row in own))
         vectors = embedder.encode(corpus, task="retrieval.passage")
         queries = embedder.encode([row["query"] for row in own], task="retrieval.query")
         with tempfile.TemporaryDirectory() as folder:
-            width = vectors.shape[1]
-            store = Store(Path(folder) / "db", {"dimensions": width})
+            store = Store(Path(folder) / "db", {"dimensions": vectors.shape[1]})
             store.write([Passage(source, 0, len(text), text) for text in corpus], vectors, {source: ""})
             store.optimize()
-            for mode in ("vector", "text", "hybrid"):
+            for name, way in WAYS.items():
                 ranks = []
                 for row, query in zip(own, queries, strict=True):
-                    hits = store.search(query, row["query"], mode=mode, top=TOP)
+                    hits = store.search(query, row["query"], top=TOP, **way)
                     ranks.append(rank_of(row["passage"], [hit.passage.text for hit in hits]))
-                report(f"{source}, {own[0]['lang']}, {mode}", ranks)
-        spans = [passage_spans(text) for text in corpus]
-        owner = np.repeat(np.arange(len(corpus)), [len(own_spans) for own_spans in spans])
-        late = embedder.encode(corpus, task="retrieval.passage", late_chunking=passage_spans)
-        texts = [text[a:b] for text, own_spans in zip(corpus, spans, strict=True) for a, b in own_spans]
-        answers = [corpus.index(row["passage"]) for row in own]
-        for name, chunks in (
-            ("late chunks", np.concatenate([c.vectors for c in late])),
-            ("naive chunks", embedder.encode(texts, task="retrieval.passage")),
-        ):
-            report(f"{source}, {own[0]['lang']}, {name}", chunk_ranks(queries, chunks, owner, answers))
+                report(f"{source}, {own[0]['lang']}, {name}", ranks)
 
 
 if __name__ == "__main__":

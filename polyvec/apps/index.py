@@ -19,6 +19,7 @@ from polyvec.apps.documents import MAX_MEGABYTES, Document, expand, read_documen
 from polyvec.apps.search import check_query
 from polyvec.errors import InputError
 from polyvec.inference.embedder import Embedder
+from polyvec.search.parts import check_dtype
 from polyvec.search.store import WEIGHT, Hit, Passage, Store
 from polyvec.text.chunking import passage_spans
 
@@ -56,16 +57,25 @@ class _File:
 class Index:
     """A database of passages with the model that made it.
 
-    ``location`` is a folder or the URL of object storage. ``create=True`` makes an empty database where there is none.
-    Raises ``InputError`` for a database of another model.
+    ``location`` is a folder or the URL of object storage. ``create=True`` makes an empty database where there is none,
+    with vectors of ``dimensions``, all if left out, stored as ``dtype``: float32, float16, int8 or binary. Raises
+    ``InputError`` for a database of another model, width or dtype.
     """
 
     def __init__(
-        self, location: str | Path, embedder: Embedder, *, dimensions: int | None = None, create: bool = False
+        self,
+        location: str | Path,
+        embedder: Embedder,
+        *,
+        dimensions: int | None = None,
+        dtype: str | None = None,
+        create: bool = False,
     ) -> None:
+        if dtype is not None:
+            check_dtype(dtype)
         self.embedder = embedder
-        self.store = Store(location, _stamp(embedder, dimensions) if create else None)
-        self.store.check_stamp(_stamp(embedder, dimensions or self.store.stamp["dimensions"]))
+        self.store = Store(location, _stamp(embedder, dimensions, dtype or "float32") if create else None)
+        self.store.check_stamp(_stamp(embedder, dimensions or self.store.dimensions, dtype or self.store.dtype))
 
     def update(
         self,
@@ -140,7 +150,7 @@ class Index:
         check_query(query)
         vector = None
         if mode != "text":
-            vector = self.embedder.encode(query, task="retrieval.query", dimensions=self.store.stamp["dimensions"])
+            vector = self.embedder.encode(query, task="retrieval.query", dimensions=self.store.dimensions)
         return self.store.search(vector, query, mode=mode, top=top, where=where, weight=weight)
 
     def _groups(
@@ -181,7 +191,7 @@ class Index:
 
     def _embed(self, group: list[_File]) -> tuple[list[Passage], NDArray[np.float32]]:
         documents = [document for file in group for document in file.documents]
-        width = self.store.stamp["dimensions"]
+        width = self.store.dimensions
         chunked = self.embedder.encode(
             [document.text for document in documents], task="retrieval.passage", dimensions=width,
             late_chunking=passage_spans,
@@ -191,8 +201,9 @@ class Index:
         return passages, vectors
 
 
-def _stamp(embedder: Embedder, dimensions: int | None) -> dict[str, Any]:
+def _stamp(embedder: Embedder, dimensions: int | None, dtype: str) -> dict[str, Any]:
     return {
+        "dtype": dtype,
         "model": embedder.model_name,
         "weights": embedder.weights_hash,
         "dimensions": dimensions or embedder.config.hidden_size,

@@ -30,6 +30,10 @@ def index(
         str | None, typer.Option(help="In place of PATHS: a folder that polyvec embed made with --keep text.")
     ] = None,
     dimensions: Dimensions = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="How vectors are stored: float32 (if left out), float16, int8 or binary."),
+    ] = None,
     column: Column = "text",
     max_megabytes: Annotated[float, typer.Option(help="Larger files are left out.")] = MAX_MEGABYTES,
     model: Model = None,
@@ -41,7 +45,7 @@ def index(
     """
     if bool(paths) == (vectors is not None):
         raise InputError(f"index needs PATHS or --vectors, one of the two, got {'both' if paths else 'neither'}")
-    opened = Index(database, Embedder(model, engine=engine), dimensions=dimensions, create=True)
+    opened = Index(database, Embedder(model, engine=engine), dimensions=dimensions, dtype=dtype, create=True)
     if vectors is not None:
         count = add_vectors(opened, vectors, column=column)
         typer.echo(f"{count} added; {len(opened.store)} passages in {database}", err=True)

@@ -17,23 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyvec.errors import InputError, MissingExtraError
+from polyvec.search import parts
 
 MODES = ("hybrid", "vector", "text")
 
-#: Share of meaning in a hybrid score, the rest is of words: half, without a look at any question. It is as good as
-#: either list or better on most development questions, in one language and across (benchmarks/results, 2026-11-25).
+#: Share of meaning in a hybrid score, the rest is of words: half, chosen without a look at the questions that it was
+#: then measured on: above reciprocal ranks or level on each of seven sets (benchmarks/results/2026-11-25-hybrid.md).
 WEIGHT = 0.5
 _FUSED = 50  # passages of each list, at least, that a hybrid search compares
 
 _TABLE = "passages"
 _STAMP_KEY = b"polyvec"
-_EXACT_ROWS = 50_000  # below, comparing with every vector takes a few milliseconds and misses nothing
-# Chosen on a million synthetic vectors (benchmarks/large_index.py): 40 partitions find 0.89 of the exact ten nearest,
-# 80 find 0.955 and 160 find 0.992, all in about 20 ms on two busy cores. 8 bits a component took twice as long to
-# search, a graph over them 20 times as long to build (2026-11-25).
+_EXACT_ROWS = 50_000  # below, comparing with every head takes a few milliseconds and misses nothing
 _PARTITION_ROWS = 1000
 _PROBED = 128  # partitions whose bits are compared, and
-_RESCORED = 320  # passages, nearest by their bits, whose float32 vectors then decide
+_CANDIDATES = 320  # passages, nearest by their bits or heads, whose whole vectors then decide
+_REFINED = 4  # times as many heads that are compared, where vectors are in parts, as there are candidates
 _KEPT_VERSIONS = timedelta(hours=1)  # a search that is running still finds the files of its version
 _FIELDS = ("source", "digest", "line", "page", "heading", "start", "end", "text", "metadata")
 
@@ -67,6 +66,7 @@ class Store:
     """A folder or URL of passages, all of one model; ``stamp`` says which, and stays.
 
     Where there is none, an empty store is made with the ``stamp`` that is given; without one, it is an ``InputError``.
+    A stamp says at least the ``dimensions`` of a vector; ``dtype`` is how it is stored (``parts.py``).
     """
 
     def __init__(self, location: str | Path, stamp: Mapping[str, Any] | None = None) -> None:
@@ -88,12 +88,27 @@ class Store:
             raise _no_store(self.location)
         self.stamp: dict[str, Any] = json.loads((self._table.schema.metadata or {}).get(_STAMP_KEY, b"{}"))
         self._schema = _schema(self.stamp)
+        if self._table.schema.names != self._schema.names:
+            raise InputError(
+                f"database {self.location} must have the columns of this version of polyvec, got others; "
+                "index into a new database"
+            )
         if not self._has_index("text"):  # also after a crash between the two commits that make a store
             self._index_text()
 
     def __len__(self) -> int:
         """Number of passages."""
         return int(self._table.count_rows())
+
+    @property
+    def dimensions(self) -> int:
+        """Width of a vector."""
+        return int(self.stamp["dimensions"])
+
+    @property
+    def dtype(self) -> str:
+        """How a vector is stored."""
+        return str(self.stamp.get("dtype", "float32"))
 
     def check_stamp(self, stamp: Mapping[str, Any]) -> None:
         """Raise ``InputError`` unless ``stamp`` is the store's own: vectors of two models never meet."""
@@ -102,6 +117,11 @@ class Store:
                 f"database {self.location} must meet the model that made it, {_named(self.stamp)}, "
                 f"got {_named(stamp)}; use --model {self.stamp.get('model')} with {self.stamp.get('dimensions')} "
                 "dimensions, or index into a new database"
+            )
+        if self.dtype != stamp.get("dtype", "float32"):
+            raise InputError(
+                f"database {self.location} must keep its dtype, {self.dtype}, got {stamp['dtype']}; "
+                "leave --dtype out, or index into a new database"
             )
 
     def sources(self) -> dict[str, str]:
@@ -126,9 +146,7 @@ class Store:
             "digest": [digests[p.source] for p in passages],
             "metadata": [[f"{key}={value}" for key, value in (p.metadata or {}).items()] for p in passages],
             "ordinal": ordinals,
-            "vector": pa.FixedSizeListArray.from_arrays(
-                pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel()), self.stamp["dimensions"]
-            ),
+            **parts.split(vectors, self.dtype),
         }
         table = pa.table({name: columns[name] for name in self._schema.names}, schema=self._schema)
         (
@@ -151,13 +169,13 @@ class Store:
     def optimize(self) -> None:
         """Take new passages into the indexes, and drop versions that no search reads any longer.
 
-        From 50 000 passages on, vectors get an approximate index: one bit a component
-        (RaBitQ, arXiv 2405.12497), float32 for the last ranking.
+        From 50 000 passages on, heads get an approximate index: one bit a component (RaBitQ, arXiv 2405.12497).
         """
         from lancedb.index import IvfRq
 
-        if len(self) >= _EXACT_ROWS and not self._has_index("vector"):
-            self._table.create_index("vector", config=IvfRq(distance_type="dot", target_partition_size=_PARTITION_ROWS))
+        if len(self) >= _EXACT_ROWS and not self._has_index("head"):
+            config = IvfRq(distance_type="cosine", target_partition_size=_PARTITION_ROWS)
+            self._table.create_index("head", config=config)
         self._table.optimize(cleanup_older_than=_KEPT_VERSIONS)
 
     def search(
@@ -184,35 +202,50 @@ class Store:
         if not 0 <= weight <= 1:
             raise InputError(f"weight must be between 0, words alone, and 1, meaning alone, got {weight}")
         condition = _condition(where) if where else None
-        if mode == "vector":
-            return [_hit(row, row["_score"]) for row in self._nearest(vector, top, condition)]
         if mode == "text":
-            return [_hit(row, row["_score"]) for row in self._matching(text, top, condition)]
+            return self._hits(self._matching(text, top, condition))
+        assert vector is not None
+        if mode == "vector":
+            return self._hits(self._nearest(vector, top, condition))
         limit = max(_FUSED, top)
         nearest, matching = self._nearest(vector, limit, condition), self._matching(text, limit, condition)
         # The least cosine of the list stands for every passage that is not in it; the least of BM25 is 0.
-        least = nearest[-1]["_score"] if nearest else 0.0
+        least = min(nearest.values(), default=0.0)
         fused: dict[int, float] = {}
-        for rows, share, low in ((nearest, weight, least), (matching, 1 - weight, 0.0)):
-            span = rows[0]["_score"] - low if rows else 0.0
-            for row in rows:
-                scaled = (row["_score"] - low) / span if span > 0 else 1.0
-                fused[row["_rowid"]] = fused.get(row["_rowid"], 0.0) + share * scaled
-        rows_of = {row["_rowid"]: row for row in (*matching, *nearest)}
-        best = sorted(fused, key=lambda number: (-fused[number], number))[:top]
-        return [_hit(rows_of[number], fused[number]) for number in best]
+        for scores, share, low in ((nearest, weight, least), (matching, 1 - weight, 0.0)):
+            span = max(scores.values(), default=low) - low
+            for row, score in scores.items():
+                fused[row] = fused.get(row, 0.0) + share * ((score - low) / span if span > 0 else 1.0)
+        best = sorted(fused, key=lambda row: (-fused[row], row))[:top]
+        return self._hits({row: fused[row] for row in best})
 
-    def _nearest(self, vector: NDArray[np.float32] | None, limit: int, condition: str | None) -> list[dict[str, Any]]:
-        """Return rows by falling cosine, which is their ``_score``."""
-        query: Any = self._table.search(vector, vector_column_name="vector", query_type="vector")
-        query = query.distance_type("dot").nprobes(_PROBED)  # of unit vectors: 1 - the cosine
-        query = query.refine_factor(max(2, _RESCORED // limit))
-        return [{**row, "_score": 1 - row["_distance"]} for row in _fetch(query, limit, condition, "_distance")]
+    def _nearest(self, vector: NDArray[np.float32], limit: int, condition: str | None) -> dict[int, float]:
+        """Return the ids of the nearest rows with their cosines, best first."""
+        width = parts.head_width(self.dimensions, self.dtype)
+        query: Any = self._table.search(vector[:width], vector_column_name="head", query_type="vector")
+        query = query.distance_type("cosine").nprobes(_PROBED)
+        if width == self.dimensions:
+            query = query.refine_factor(max(2, _CANDIDATES // limit)).limit(limit)
+            found = _only(query, [], "_distance", condition)
+            return dict(zip(found["_rowid"].to_pylist(), (1 - found["_distance"].to_numpy()).tolist(), strict=True))
+        query = query.refine_factor(_REFINED).limit(max(_CANDIDATES, limit))
+        found = _only(query, parts.part_names(self.dimensions, self.dtype), "_distance", condition)
+        scores = parts.cosines(vector, found, self.dtype)
+        best = np.argsort(-scores, kind="stable")[:limit]
+        return dict(zip(found["_rowid"].to_numpy()[best].tolist(), scores[best].tolist(), strict=True))
 
-    def _matching(self, text: str, limit: int, condition: str | None) -> list[dict[str, Any]]:
-        """Return rows by falling BM25, which is their ``_score``."""
-        query = self._table.search(text, query_type="fts", fts_columns="text")
-        return _fetch(query, limit, condition, "_score")
+    def _matching(self, text: str, limit: int, condition: str | None) -> dict[int, float]:
+        """Return the ids of the rows with the highest BM25, best first."""
+        query = self._table.search(text, query_type="fts", fts_columns="text").limit(limit)
+        found = _only(query, [], "_score", condition)
+        return dict(zip(found["_rowid"].to_pylist(), found["_score"].to_pylist(), strict=True))
+
+    def _hits(self, scores: Mapping[int, float]) -> list[Hit]:
+        """Return the passages of rows, in the order of ``scores``; one that was deleted meanwhile is left out."""
+        columns = [name for name in _FIELDS if name != "digest"]
+        rows = self._table.take_row_ids(list(scores)).select(columns).with_row_id().to_list() if scores else []
+        passages = {row["_rowid"]: row for row in rows}
+        return [_hit(passages[row], score) for row, score in scores.items() if row in passages]
 
     def _has_index(self, column: str) -> bool:
         return any(index.columns == [column] for index in self._table.list_indices())
@@ -238,17 +271,18 @@ def _schema(stamp: Mapping[str, Any]) -> Any:
         pa.field("end", pa.int64()),
         pa.field("text", pa.string()),
         pa.field("metadata", pa.list_(pa.string())),  # KEY=VALUE
-        pa.field("vector", pa.list_(pa.float32(), int(stamp.get("dimensions", 1)))),
     ]
+    dtype = stamp.get("dtype", "float32")
+    columns = parts.split(np.zeros((0, int(stamp.get("dimensions", 1))), np.float32), dtype)
+    fields += [pa.field(name, column.type) for name, column in columns.items()]
     return pa.schema(fields, metadata={_STAMP_KEY: json.dumps(dict(stamp)).encode()})
 
 
-def _fetch(query: Any, limit: int, condition: str | None, score: str) -> list[dict[str, Any]]:
+def _only(query: Any, columns: Sequence[str], score: str, condition: str | None) -> Any:
+    """Return ``columns`` of what a query finds, with the row ids and the score, as an Arrow table."""
     if condition is not None:
         query = query.where(condition, prefilter=True)
-    columns = [*(name for name in _FIELDS if name != "digest"), score]
-    rows: list[dict[str, Any]] = query.select(columns).with_row_id(True).limit(limit).to_list()
-    return rows
+    return query.select([*columns, score]).with_row_id(True).to_arrow()
 
 
 def _hit(row: Mapping[str, Any], score: float) -> Hit:

@@ -111,6 +111,16 @@ def test_a_narrow_index_is_searched_at_its_width(tmp_path: Path, docs: Path, emb
     assert len(Index(tmp_path / "db", embedder).search("cat", mode="vector")) == 3
 
 
+def test_vectors_are_stored_in_the_dtype_that_is_asked_for(tmp_path: Path, docs: Path, embedder: Embedder) -> None:
+    Index(tmp_path / "db", embedder, dtype="float16", create=True).update([docs])
+    again = Index(tmp_path / "db", embedder, create=True)  # the dtype of the database stands
+    assert again.store.dtype == "float16" and str(again.update([docs])) == "2 unchanged"
+    with pytest.raises(InputError, match="must keep its dtype, float16, got int8"):
+        Index(tmp_path / "db", embedder, dtype="int8", create=True)
+    with pytest.raises(InputError, match="dtype of a database must be one of"):
+        Index(tmp_path / "new", embedder, dtype="int4", create=True)
+
+
 KILLED = """
 import os, signal, sys, threading
 import polyvec.apps.index as module

@@ -101,7 +101,7 @@ def test_many_passages_get_an_approximate_index_that_finds_the_same(
     store.write([Passage("a", i, i + 1, f"word{i}") for i in range(600)], vectors, {"a": "d"})
     exact = store.search(vectors[5], "word7", mode="vector")
     store.optimize()
-    assert store._has_index("vector")
+    assert store._has_index("head")
     found = store.search(vectors[5], "", mode="vector")
     assert [hit.passage.text for hit in found[:2]] == [hit.passage.text for hit in exact[:2]]
     assert found[1].score == pytest.approx(exact[1].score, abs=1e-6)  # of the float32 vectors
@@ -118,6 +118,14 @@ def test_a_store_is_found_again_with_its_stamp(tmp_path: Path, store: Store) -> 
     again.check_stamp(STAMP)
     with pytest.raises(InputError, match="the model that made it, tiny .*use --model tiny with 8 dimensions"):
         again.check_stamp({**STAMP, "fingerprint": "g"})
+
+
+def test_a_store_of_other_columns_or_another_dtype_is_an_error(tmp_path: Path, store: Store) -> None:
+    with pytest.raises(InputError, match="must keep its dtype, float32, got int8; leave --dtype out"):
+        store.check_stamp({**STAMP, "dtype": "int8"})
+    store._table.drop_columns(["page"])
+    with pytest.raises(InputError, match="must have the columns of this version of polyvec"):
+        Store(tmp_path / "db")
 
 
 def test_what_is_no_store_is_an_error(tmp_path: Path, store: Store) -> None:
