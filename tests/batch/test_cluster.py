@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,15 @@ def test_killed_at_random_a_cluster_gives_the_bytes_of_a_clean_process(calibrate
     assert result["clean"]["rows"] == 800 > result["clean"]["distinct"]
 
 
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, also where it finds no cluster; what comes after gets it back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("own_signals")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own import, which pkg_resources and others raise
 @pytest.mark.parametrize("address", ["auto", "127.0.0.1:1"])
 def test_a_cluster_that_is_not_there_is_one_sentence(address: str) -> None:
