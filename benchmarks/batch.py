@@ -15,24 +15,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from common import where
 
 from polyvec import Embedder
 
 SYSTEMS = ("process", "ray-1", "ray-2", "sentence-transformers-1", "sentence-transformers-2")
-PACKAGES = ("polyvec", "ray", "onnxruntime", "torch", "sentence-transformers")
+PACKAGES = ("ray", "torch", "sentence-transformers")
 
 PEER = """
 import sys, time
@@ -167,10 +166,7 @@ def main() -> None:
                 if not kept.exists():
                     kept.write_text(json.dumps(measure(system, folder, number, options)))
                 runs[system].append(json.loads(kept.read_text()))
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.python_version()}, ", end=""
-    )
-    print(", ".join(f"{name} {version(name)}" for name in PACKAGES))
+    print(where(*PACKAGES))
     print(f"{options.texts} distinct texts, {options.repeats} alternating repeats, medians; {mini.engine.name}\n")
     print("| system | rows/s | seconds over process | embedding over process | peak MB |\n|---|---|---|---|---|")
     base = {key: statistics.median(r[key] for r in runs[options.systems[0]]) for key in ("seconds", "embedding")}

@@ -224,7 +224,7 @@ def main() -> None:
         (folder / "texts.json").write_text(json.dumps(texts))
         mini = Embedder()
         lengths = [len(e) for e in mini.tokenizer.encode_batch(texts, [""] * len(texts))]
-        least = operations(lengths, mini.config) / matrix_rate()
+        least = operations(lengths, mini.config) / matrix_rate(time.perf_counter)
         runs: dict[str, list[dict[str, float]]] = {system: [] for system in SYSTEMS}
         vectors = {}
         for _ in range(options.repeats):

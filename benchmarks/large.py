@@ -157,7 +157,7 @@ def main() -> None:
         warnings.simplefilter("ignore")
         what, *rest = options.work
         if what == "rate":
-            print(json.dumps({"operations_per_second": matrix_rate()}))
+            print(json.dumps({"operations_per_second": matrix_rate(time.process_time)}))
         else:
             print(json.dumps(ceiling(folder, int(rest[0])) if what == "ceiling" else work(what, folder, *rest)))
         return

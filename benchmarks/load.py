@@ -7,6 +7,7 @@ the server does, which alone shows overload.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -90,7 +91,7 @@ async def closed_loop(port: int, requests: Sequence[Request], clients: int, seco
         finally:
             connection.close()
 
-    source = _endless(requests)
+    source = itertools.cycle(requests)
     running = [asyncio.create_task(client(source)) for _ in range(clients)]
     await asyncio.sleep(begin + seconds - time.perf_counter())
     for task in running:
@@ -124,7 +125,7 @@ async def open_loop(
         measured.add(status, now - began, request.tokens if now <= start + seconds else 0)
 
     running = []
-    for request in _endless(requests):
+    for request in itertools.cycle(requests):
         due += rng.exponential(1 / rate)
         if due > start + seconds:
             break
@@ -134,8 +135,3 @@ async def open_loop(
     for connection in idle:
         connection.close()
     return measured
-
-
-def _endless(requests: Sequence[Request]) -> Iterator[Request]:
-    while True:
-        yield from requests

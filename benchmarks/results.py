@@ -207,9 +207,7 @@ def page(cells: Cells, speed: Row | None, commit: str) -> str:
     rows_read = sorted({len(r["observations"]) for r in cells.find(model=MINI, kind="sts")})
     told_speed = (
         f"Speed: {speed['texts']} texts of {speed['characters'] // speed['texts']} characters on average, "
-        f"medians of five turns on {speed['cores']} cores of {speed['processor']}, commit {speed['commit']}, "
-        + ", ".join(f"{name} {number}" for name, number in speed["versions"].items())
-        + "; mini on the engine that it chooses itself."
+        f"medians of five turns: {speed['where']}."
         if speed
         else ""
     )

@@ -18,7 +18,6 @@ import asyncio
 import base64
 import json
 import os
-import platform
 import socket
 import statistics
 import subprocess
@@ -28,18 +27,18 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cpu import make_texts, write_peers
+from common import make_texts, where
+from cpu import write_peers
 from load import Connection, Measured, Request, closed_loop, open_loop, post
 
 from polyvec import Embedder
 from polyvec.samples import corpus
 
-PACKAGES = ("polyvec", "onnxruntime", "uvicorn", "fastapi", "torch", "sentence-transformers", "transformers")
+PACKAGES = ("uvicorn", "fastapi", "torch", "sentence-transformers", "transformers")
 MIXES = ("short", "mixed", "long")
 WARM_SECONDS = 1.0
 
@@ -323,10 +322,7 @@ def main() -> None:
     if options.peer:
         serve_peer(options.peer[0], int(options.peer[1]))
         return
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.python_version()}, ", end=""
-    )
-    print(", ".join(f"{name} {version(name)}" for name in PACKAGES))
+    print(where(*PACKAGES))
     print(f"polyvec chose {Embedder().engine.name}; medians of {options.repeats} alternating repeats of ", end="")
     print(f"{options.seconds:g} s\n")
     with tempfile.TemporaryDirectory() as temporary:

@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from common import memory_mb
 from load import Connection, Request, closed_loop, post
 
 from polyvec import Embedder
@@ -110,12 +111,12 @@ async def soak(port: int, visits: list[Visit], tokens_per_second: float, seconds
 
     async def watch() -> None:
         while True:
-            log.megabytes.append((time.perf_counter() - start, sum(map(resident_megabytes, pids))))
+            log.megabytes.append((time.perf_counter() - start, sum(memory_mb("VmRSS", pid) for pid in pids)))
             await asyncio.sleep(min(5.0, seconds / 40))
 
     watching = asyncio.create_task(watch())
     running = set()
-    for visit in endless(visits):
+    for visit in itertools.cycle(visits):
         due += rng.exponential(1 / rate)
         if due > start + seconds:
             break
@@ -128,16 +129,6 @@ async def soak(port: int, visits: list[Visit], tokens_per_second: float, seconds
     for connection in idle:
         connection.close()
     return log
-
-
-def endless(visits: list[Visit]) -> Iterator[Visit]:
-    while True:
-        yield from visits
-
-
-def resident_megabytes(pid: int) -> float:
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return int(status["VmRSS"].split()[0]) / 1024
 
 
 def processes(pid: int) -> list[int]:

@@ -6,13 +6,11 @@ Each embeds the same texts once to warm up, then in turns; the figures are media
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
-import subprocess
 import time
-from importlib.metadata import version
 from pathlib import Path
+
+from common import where
 
 from polyvec.atomic import write_json
 from polyvec.evaluation.systems import System, open_system
@@ -42,13 +40,6 @@ def seconds(system: System, texts: list[str]) -> float:
     return time.perf_counter() - started
 
 
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
@@ -63,16 +54,11 @@ def main() -> None:
     for _ in range(REPEATS):
         for system in systems:
             runs[system.name].append(seconds(system, texts))
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
     write_json(
         {
             "texts": len(texts),
             "characters": sum(map(len, texts)),
-            "processor": processor(),
-            "cores": len(os.sched_getaffinity(0)),
-            "commit": commit.stdout.strip(),
-            "versions": {p: version(p) for p in ("onnxruntime", "torch", "sentence-transformers", "numpy")},
+            "where": where("torch", "sentence-transformers", "numpy"),
             "systems": {
                 s.name: {
                     "engine": s.engine,

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 from statistics import median
+
+from common import where
 
 WAYS = (
     "whole model",
@@ -96,13 +95,7 @@ def main() -> None:
             command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             runs[way].append(json.loads(done.stdout))
-    import torch
-
-    root = Path(__file__).parent.parent
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")), platform.processor())  # fmt: skip
-    print(f"{cpu}, {os.cpu_count()} cores; torch {torch.__version__}; commit {commit.stdout.strip()}")
+    print(where("torch"))
     shape = f"{options.layers} layers x {options.hidden}, {options.batch} texts of {options.tokens} tokens"
     print(f"{shape}, float32, AdamW\n")
     whole = {key: median(run[key] for run in runs[WAYS[0]]) for key in ("megabytes", "seconds")}

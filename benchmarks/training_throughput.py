@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from common import where
 
 WAYS = {
     "masked words": ("polyvec", "transformers Trainer"),
@@ -239,12 +237,7 @@ def main() -> None:
             for job, ways in WAYS.items():
                 for way in ways:
                     runs.setdefault((job, way), []).append(run_one(job, way, inputs))
-    root = Path(__file__).parent.parent
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")), platform.processor())  # fmt: skip
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "sentence-transformers"))
-    print(f"{cpu}, {os.cpu_count()} cores; {packages}; commit {commit.stdout.strip()}")
+    print(where("torch", "transformers", "sentence-transformers"))
     print(f"polyvec-mini, {options.batch} texts or pairs a step, {options.steps} steps, {options.repeats} repeats\n")
     print(f"Loss of one batch of pairs: {', '.join(f'{way} {loss:.4f}' for way, loss in losses.items())}\n")
     print("| job | trainer | tokens a second, of polyvec's | slowest and fastest repeat |")

@@ -32,8 +32,8 @@ def is_folder(output: str) -> bool:
     return output.endswith("/") or os.path.isdir(output) or not Path(output.rsplit("://")[-1]).suffix
 
 
-def parse_chunking(value: str | None) -> str | int | None:
-    """Return ``sentence`` or a number of tokens."""
+def parse_chunking(value: str | None) -> Any:
+    """Return a number where there is one; any other value as it is, for the embedder to take or to refuse."""
     return int(value) if value is not None and value.isascii() and value.isdigit() else value
 
 
@@ -111,13 +111,6 @@ class _Meter:
             f"{left}  {now.rejected} rejected"
         )
         typer.echo(f"\r{line:<100}" if is_terminal else line, nl=not is_terminal or is_last, err=True)
-
-
-def job_of(**options: Any) -> Job:
-    """Return the job of the command's options."""
-    from polyvec.batch.job import Job
-
-    return Job(**options)
 
 
 def check_file_options(output: str, **given: object) -> None:

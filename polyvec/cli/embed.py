@@ -10,7 +10,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from polyvec.cli.batch import check_file_options, embed_folder, is_folder, job_of, parse_chunking
+from polyvec.cli.batch import check_file_options, embed_folder, is_folder, parse_chunking
 from polyvec.cli.common import Column, Dimensions, EngineName, Model, TaskName, make_stamp, plain_errors
 from polyvec.files import json_line, read_records, vector_writer
 from polyvec.inference.embedder import Embedder
@@ -77,7 +77,9 @@ def embed(
     Into a folder it is a job: it goes on where it stopped, does nothing twice, and sets aside rows that have no text.
     """
     if cluster is not None or is_folder(output):
-        job = job_of(
+        from polyvec.batch.job import Job
+
+        job = Job(
             source=source, column=column, id_column=id_column, keep=tuple(keep or ()), model=model, engine=engine,
             task=task, dimensions=dimensions, dtype=dtype, late_chunking=parse_chunking(late_chunking),
             truncate=truncate, part_rows=part_rows, dedupe=dedupe,

@@ -14,7 +14,7 @@ from polyvec.evaluation.metrics import Vectors
 from polyvec.evaluation.suites import Ranking
 from polyvec.inference.embedder import Embedder
 from polyvec.inference.quantize import check_output_type, quantize, unit
-from polyvec.model.hub import MINI
+from polyvec.model.hub import MINI, resolve_model_folder
 from polyvec.text.chunking import sentence_spans
 
 #: Texts, an adapter's task or None for the base, a prompt -> unit rows (B, D).
@@ -62,18 +62,17 @@ def open_system(name: str, *, engine: str = "auto", rope_theta: float | None = N
         if rope_theta is not None:
             raise InputError(f"rope_theta needs a model of polyvec, got {name}; leave one of the two out")
         return open_peer(name)
-    embedder = Embedder(None if name == MINI else name, engine="torch" if rope_theta is not None else engine)
+    model = None if name == MINI else name
     if rope_theta is None:
-        return of_embedder(embedder, name)
+        return of_embedder(Embedder(model, engine=engine), name)
     try:
         from polyvec.inference.engines.torch import TorchEngine
         from polyvec.model.weights import load_encoder
     except ImportError as error:
         raise MissingExtraError.of("rope_theta", "torch") from error
-    encoder = load_encoder(embedder.folder)
+    encoder = load_encoder(resolve_model_folder(model))
     encoder.config = replace(encoder.config, rope_theta=rope_theta)
-    embedder.engine = TorchEngine(encoder)
-    system = of_embedder(embedder, name)
+    system = of_embedder(Embedder(model, engine=TorchEngine(encoder)), name)
     return replace(
         system, name=f"{name}, rope theta {rope_theta:g}", weights=f"{system.weights}, rope theta {rope_theta:g}"
     )
