@@ -74,6 +74,7 @@ SOURCE_WEIGHTS = {
 MAX_CHARACTERS = 300  # longer paragraphs cost most of the teacher's time and are cut by its context anyway
 SMOOTHING = 0.6  # a language is drawn in proportion to its texts to this power
 ENGLISH_SHARE = 0.25  # of the draws; at a tenth, English similarity fell by 3.5 points (docs/experiments.md)
+PROMPTED_SHARE = 0.4  # of the texts in distillation; without any, prompts move every vector (docs/experiments.md)
 SMALLEST_LANGUAGE = 300_000  # characters; below it a language takes characters from the table and gives nothing
 _WORD = re.compile(r"[^\W\d_]{2}")
 
@@ -154,14 +155,21 @@ def open_tokenizer(work: Path) -> Tokenizer:
 class Distillation:
     """Batches of texts with their teacher's targets; the texts of one batch all have different targets."""
 
-    def __init__(self, work: Path, batch_size: int, *, num_others: int, seed: int) -> None:
-        """``num_others`` targets of texts outside the batch stand beside it, to be told apart from."""
+    def __init__(self, work: Path, batch_size: int, *, num_others: int, seed: int, prompted_share: float) -> None:
+        """``num_others`` targets of texts outside the batch stand beside it, to be told apart from.
+
+        ``prompted_share`` of the texts have a task's prompt before them; their targets have none, so that the student
+        learns to look past prompts.
+        """
         self.texts = TokenizedTexts.load(work / "texts.npz")
         self.targets: NDArray[np.float32] = np.load(work / "targets.npy").astype(np.float32)
         with np.load(work / "rows.npz") as arrays:
             self.rows: NDArray[np.int64] = arrays["rows"]
             self.edges = np.cumsum(arrays["weights"])
         self.batch_size, self.num_others, self.seed = batch_size, num_others, seed
+        self.prompted_share = prompted_share
+        tokenizer = open_tokenizer(work)
+        self.prompts = [np.array(tokenizer.encode(p).input_ids[1:-1]) for p in mini().prompts.values() if p]
 
     def parts(self, step: int, *, part_tokens: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield ids (N,), offsets (B+1,) and targets (P, D), the B own ones first, of parts of like length.
@@ -174,9 +182,14 @@ class Distillation:
         rows, first = np.unique(self.rows[chosen], return_index=True)
         chosen = chosen[first]
         others = np.setdiff1d(rng.integers(len(self.targets), size=self.num_others), rows)
-        for plan in plan_batches(self.texts.lengths[chosen].tolist(), batch_tokens=part_tokens):
+        which = rng.integers(len(self.prompts), size=len(rows))
+        none = np.empty(0, np.int32)
+        prompts = [self.prompts[i] if rng.random() < self.prompted_share else none for i in which]
+        lengths = self.texts.lengths[chosen] + [len(p) for p in prompts]
+        for plan in plan_batches(lengths.tolist(), batch_tokens=part_tokens):
             bank = np.concatenate((rows[plan], np.delete(rows, plan), others))
-            yield (*self.texts.pack(chosen[plan]), torch.from_numpy(self.targets[bank]))
+            packed = self.texts.pack(chosen[plan], [prompts[i] for i in plan])
+            yield (*packed, torch.from_numpy(self.targets[bank]))
 
     def shares(
         self, step: int, embed: Callable[[Tensor, Tensor], Tensor], *, dims: Sequence[int], part_tokens: int
@@ -192,7 +205,7 @@ def static(work: Work, steps: int = 800, batch_size: int = 2048, learning_rate: 
     """Stage 2: the word table alone."""
     torch.manual_seed(0)
     config = mini()
-    data = Distillation(work, batch_size, num_others=0, seed=1)
+    data = Distillation(work, batch_size, num_others=0, seed=1, prompted_share=0)
     student = StaticStudent(config)
     student.table.data.copy_(co_occurrence_table(data.texts, data.targets, data.rows, config.vocab_size) * 10)
 
@@ -222,7 +235,7 @@ def distil(
     base = {name: tensor for name, tensor in started.state_dict().items() if ".lora_" not in name}
     encoder.load_state_dict(encoder.state_dict() | base)
     switch_dropout_off(encoder)
-    data = Distillation(work, batch_size, num_others=4096, seed=seed)
+    data = Distillation(work, batch_size, num_others=4096, seed=seed, prompted_share=PROMPTED_SHARE)
     table = [p for n, p in encoder.named_parameters() if n.startswith("embeddings.") and "lora" not in n]
     layers = [p for n, p in encoder.named_parameters() if n.startswith("layers.") and "lora" not in n]
 

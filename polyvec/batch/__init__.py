@@ -5,6 +5,7 @@ plan     the slices of a whole input, the texts that several of them share, what
 worker   one slice: its distinct texts to vectors, its part and its receipt
 trial    texts that end their worker are found and set aside
 parts    the table of a part
+formats  parts as files of Parquet, or as one Lance dataset
 storage  a folder, local or by URL, whose files appear whole
 job      what is asked for
 engines  the slices on this process or on Ray

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from typing import Any
 
+from polyvec.batch.formats import format_of
 from polyvec.batch.run import MANIFEST
 from polyvec.batch.storage import Folder
 from polyvec.errors import InputError
@@ -33,10 +33,9 @@ class Output:
 
     def tables(self) -> Iterator[tuple[str, Any]]:
         """Yield the name and the Arrow table of each part, in the order of the input."""
-        import pyarrow.parquet as pq
-
-        for part in self.manifest["parts"]:
-            data = self.folder.read(part["name"])
-            if data is None or len(data) != part["bytes"]:
-                raise InputError(f"vectors must hold {part['name']} whole, got {self.folder.location} without")
-            yield part["name"], pq.read_table(io.BytesIO(data))
+        parts = format_of(self.folder)
+        for receipt in self.manifest["parts"]:
+            table = parts.read(self.folder, receipt)
+            if table is None:
+                raise InputError(f"vectors must hold {receipt['name']} whole, got {self.folder.location} without")
+            yield receipt["part"], table

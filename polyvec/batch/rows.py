@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyvec.batch.job import Job
-from polyvec.batch.storage import InputFile
+from polyvec.batch.storage import LANCE, InputFile
 from polyvec.errors import InputError, MissingExtraError
 from polyvec.files import CSV_SUFFIXES, Record, checked_rows, parquet_rows, text_rows
 
@@ -139,7 +139,7 @@ def _records(fs: Any, unit: Unit, job: Job) -> Iterator[Record | InputError]:
                     first=unit.first_row,
                 )  # fmt: skip
             return
-        if file.suffix == ".lance":
+        if file.suffix == LANCE:
             yield from _lance_rows(file, job)
             return
         with file.open_text(fs, newline="" if file.suffix in CSV_SUFFIXES else None) as text:
@@ -150,14 +150,12 @@ def _records(fs: Any, unit: Unit, job: Job) -> Iterator[Record | InputError]:
 
 def _lance_rows(file: InputFile, job: Job) -> Iterator[Record | InputError]:
     try:
-        import lancedb
+        import lance
     except ImportError as error:
-        raise MissingExtraError.of("Lance", "search") from error
-    folder, _, name = file.path.rpartition("/")
+        raise MissingExtraError.of("Lance", "lance") from error
     try:
-        table = lancedb.connect(folder or ".").open_table(name.removesuffix(".lance"))
-        columns = [column for column in job.columns() if column in table.schema.names]
-        batches = table.search().select(columns).limit(None).to_batches()
-    except (ValueError, RuntimeError) as error:
+        dataset = lance.dataset(file.path)
+        batches = dataset.to_batches(columns=[column for column in job.columns() if column in dataset.schema.names])
+    except (ValueError, OSError) as error:
         raise InputError(f"{file.name} must be a readable Lance dataset, got: {error}") from error
     yield from checked_rows((row for batch in batches for row in batch.to_pylist()), file.name, column=job.column)

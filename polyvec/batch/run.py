@@ -1,8 +1,8 @@
 """A whole job: plan, embed what is not done, commit the manifest last.
 
-The folder holds the parts (``part-DIGEST.parquet``), ``_rejects.jsonl`` and ``_manifest.json``; while a job runs also
-``_work`` with receipts, what parts lend each other, and trials. A part counts when its receipt is there and its size is
-the receipt's, or when a committed manifest names it. Nothing else is trusted.
+The folder holds the parts, ``_rejects.jsonl`` and ``_manifest.json``; while a job runs also ``_work`` with receipts,
+what parts lend each other, and trials. A part counts when its receipt is there and its size is the receipt's, or when a
+committed manifest names it. Nothing else is trusted. ``formats`` says how parts lie there.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from polyvec.batch.engines import Place
+from polyvec.batch.formats import Receipt, format_of
 from polyvec.batch.job import Job, changes
-from polyvec.batch.parts import record_schema
+from polyvec.batch.parts import part_table, record_schema
 from polyvec.batch.plan import Part, Plan, make_plan, runs_of
 from polyvec.batch.rows import units_of
 from polyvec.batch.storage import WORK, Folder, filesystem, input_files
-from polyvec.batch.worker import Receipt, cannot_write, receipt_name
+from polyvec.batch.worker import cannot_write, receipt_name
 from polyvec.errors import InputError
 from polyvec.files import packed_width, storage_dtype
 
@@ -52,7 +53,6 @@ class Prepared:
     plan: Plan
     done: dict[str, Receipt]
     news: list[str] = field(default_factory=list)  # why there are parts to do, one sentence each
-    stale: list[str] = field(default_factory=list)  # files of parts that this job does not have
 
     @property
     def pending(self) -> list[Part]:
@@ -66,17 +66,20 @@ def prepare(job: Job, output: str, place: Place, *, replace: bool = False) -> Pr
     another model or of other options, which only ``replace`` lets go.
     """
     folder = Folder.of(output)
+    parts = format_of(folder)
     try:
         manifest = folder.read_json(MANIFEST)
         earlier = folder.read_json(_JOB) or manifest
-        sizes = folder.sizes()
+        names, sizes = list(folder.sizes()), parts.sizes(folder)
     except OSError as error:
         raise InputError(f"output must be a folder or the URL of one, got {output}: {error}") from error
     except ValueError as error:
         raise InputError(f"output must be a folder of whole files, got {output}: {error}; choose another") from error
-    foreign = [name for name in sizes if not name.startswith(("part-", "_", "."))]
-    if foreign or (sizes and earlier is None):
-        raise InputError(f"output must be a new folder or one of an earlier job, got {output} with {min(sizes)}")
+    foreign = [name for name in names if name not in sizes and not name.startswith(("_", "."))]
+    if earlier is None:
+        foreign += [*names, *sizes]
+    if foreign:
+        raise InputError(f"output must be a new folder or one of an earlier job, got {output} with {min(foreign)}")
     news = changes(earlier["identity"], job.identity()) if earlier else []
     if news and not replace:
         raise InputError(
@@ -86,15 +89,13 @@ def prepare(job: Job, output: str, place: Place, *, replace: bool = False) -> Pr
     fs, _ = filesystem(job.source)
     units = units_of(fs, input_files(job.source))
     plan = make_plan(units, place.facts(fs, units, job), job)
-    committed = {receipt["name"].removesuffix(".parquet"): receipt for receipt in (manifest or {}).get("parts", [])}
+    committed = {receipt["part"]: receipt for receipt in (manifest or {}).get("parts", [])}
     done = _done(folder, plan, committed, sizes)
     if news:
         news = [f"all parts are new: {', '.join(news)}"]
     elif earlier and (fresh := {p.name for p in plan.parts} - set(earlier["plan"])):
         news = [f"input has changed: {len(fresh)} of {len(plan.parts)} parts are new"]
-    known = {f"{part.name}.parquet" for part in plan.parts}
-    stale = [name for name in sizes if name.startswith("part-") and name not in known]
-    return Prepared(job, folder, fs, plan, done, news, stale)
+    return Prepared(job, folder, fs, plan, done, news)
 
 
 def _done(folder: Folder, plan: Plan, committed: dict[str, Receipt], sizes: dict[str, int]) -> dict[str, Receipt]:
@@ -104,7 +105,7 @@ def _done(folder: Folder, plan: Plan, committed: dict[str, Receipt], sizes: dict
         receipt = committed.get(part.name)
         if receipt is None and f"{part.name}.json" in receipts:
             receipt = folder.read_json(receipt_name(part.name))
-        if receipt and sizes.get(receipt["name"]) == receipt["bytes"]:
+        if receipt and sizes.get(receipt["name"]) == receipt["bytes"]:  # both None: a part without rows, in Lance
             done[part.name] = receipt
     return done
 
@@ -128,7 +129,7 @@ def run(ready: Prepared, place: Place, report: Callable[[Progress], None] = lamb
     for receipt in _receipts(ready, place):
         tokens += receipt["tokens"]
         if "lent" not in receipt:
-            done[receipt["name"].removesuffix(".parquet")] = receipt
+            done[receipt["part"]] = receipt
             count = receipt["rows"] + len(receipt["rejects"])
             rows, rows_left = rows + count, rows_left - count
         rejected = sum(len(r["rejects"]) for r in done.values())
@@ -185,11 +186,14 @@ def _commit(ready: Prepared, receipts: list[Receipt]) -> dict[str, Any]:
         "parts": receipts,
     }
     lines = (json.dumps({**r, "count": reasons[r["reason"]]}, ensure_ascii=False, default=str) for r in rejects)
+    parts = format_of(folder)
+    schema = part_table([], record_schema(job, ready.plan.schema), job.stamp).schema
     try:
+        parts.commit(folder, receipts, schema)
         folder.write(REJECTS, "".join(f"{line}\n" for line in lines).encode())
         folder.write(MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False, default=str) + "\n").encode())
-        for name in (*ready.stale, WORK):
-            folder.remove(name)
+        parts.clean(folder, receipts)
+        folder.remove(WORK)
     except OSError as error:
         raise cannot_write(folder, error) from error
     return summary

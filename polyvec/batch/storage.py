@@ -15,6 +15,7 @@ from polyvec.errors import InputError, MissingExtraError
 from polyvec.files import TABLE_SUFFIXES, TEXT_SUFFIXES
 
 WORK = "_work"  # names that begin with _ are no data to Spark, DuckDB, Arrow and Hive
+LANCE = ".lance"  # a folder of this name is a dataset in that format
 _COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -56,6 +57,11 @@ class Folder:
     @classmethod
     def of(cls, location: str) -> Folder:
         return cls(*filesystem(location), location)
+
+    @property
+    def address(self) -> str:
+        """What names the folder to other libraries, wherever they run."""
+        return self.path if self._is_local else self.location
 
     @property
     def _is_local(self) -> bool:
@@ -148,7 +154,7 @@ def input_files(source: str) -> list[InputFile]:
         info = fs.get_file_info(path)
         if info.type == FileType.File:
             return [InputFile(path, path.rsplit("/", 1)[-1], info.size)]
-        if info.type == FileType.Directory and path.rstrip("/").endswith(".lance"):
+        if info.type == FileType.Directory and path.rstrip("/").endswith(LANCE):
             return [InputFile(source.rstrip("/"), path.rstrip("/").rsplit("/", 1)[-1], 0)]
         if info.type == FileType.Directory:
             found = list(_below(fs, path, re.compile(".*", re.DOTALL)))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 import warnings
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from polyvec.batch.ceiling import set_ceiling, told
+from polyvec.batch.formats import Receipt, format_of
 from polyvec.batch.job import Job
-from polyvec.batch.parts import Result, lent_bytes, part_table, read_lent, table_bytes
+from polyvec.batch.parts import Result, lent_bytes, part_table, read_lent
 from polyvec.batch.plan import Part
 from polyvec.batch.rows import Row, Slice
 from polyvec.batch.storage import WORK, Folder
@@ -20,8 +21,7 @@ from polyvec.errors import TruncationWarning
 from polyvec.inference.embedder import Embedder
 from polyvec.tasks import resolve_task
 
-#: What a finished part says of itself: ``name``, ``rows``, ``bytes``, ``tokens``, ``truncated``, ``rejects`` and more.
-Receipt = dict[str, Any]
+T = TypeVar("T")
 
 _LENT_IN_MEMORY = 16  # lent tables of other parts that a worker keeps
 
@@ -52,7 +52,7 @@ class Worker:
         trial = Trial(self.folder, f"{part.name}-lent")
         results = self._embed([piece.rows[i].text for i in part.lends], trial)
         named = dict(zip(part.lends, results, strict=True))
-        self._write(lent_name(part.name), lent_bytes(named, self.job))
+        self._try(self.folder.write, lent_name(part.name), lent_bytes(named, self.job))
         trial.close()
         return {"lent": part.name, "tokens": sum(r.num_tokens for r in results if isinstance(r, Result))}
 
@@ -69,20 +69,19 @@ class Worker:
                 good.append((row, result))
             else:
                 rejects.append({"row": row.where, "id": row.kept.get("id"), "reason": result})
-        data = table_bytes(part_table([(row.kept, result) for row, result in good], self.schema, self.job.stamp))
+        table = part_table([(row.kept, result) for row, result in good], self.schema, self.job.stamp)
         receipt = {
-            "name": f"{part.name}.parquet",
+            "part": part.name,
+            **self._try(format_of(self.folder).write, self.folder, part.name, table),
             "first_row": piece.rows[0].where,
             "rows": len(good),
             "tokens": sum(result.num_tokens for _, result in good),
             "truncated": sum(result.truncated for _, result in good),
             "rejects": rejects,
-            "bytes": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(),
             "seconds": round(time.perf_counter() - started, 3),
         }
-        self._write(f"{part.name}.parquet", data)
-        self._write(receipt_name(part.name), json.dumps(receipt, ensure_ascii=False, default=str).encode())
+        data = json.dumps(receipt, ensure_ascii=False, default=str).encode()
+        self._try(self.folder.write, receipt_name(part.name), data)
         trial.close()
         return receipt
 
@@ -128,9 +127,9 @@ class Worker:
         assert data is not None, "what a part borrows is embedded before it"
         return read_lent(data, self.job)
 
-    def _write(self, name: str, data: bytes) -> None:
+    def _try(self, write: Callable[..., T], *arguments: Any) -> T:
         try:
-            self.folder.write(name, data)
+            return write(*arguments)
         except OSError as error:
             raise cannot_write(self.folder, error) from error
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from polyvec.batch.storage import LANCE
 from polyvec.cli.common import make_stamp
 from polyvec.errors import InputError
 from polyvec.files import VECTOR_SUFFIXES
@@ -26,10 +27,10 @@ _SECONDS_BETWEEN_LINES = 10  # where stderr is a file
 
 
 def is_folder(output: str) -> bool:
-    """Whether an output is a folder of parts and not a file: a folder that is there, or a name without a suffix."""
+    """Whether an output is a folder of parts and not a file: one that is there, Lance, or a name without a suffix."""
     if output == "-":
         return False
-    return output.endswith("/") or os.path.isdir(output) or not Path(output.rsplit("://")[-1]).suffix
+    return output.endswith("/") or os.path.isdir(output) or Path(output.rsplit("://")[-1]).suffix in ("", LANCE)
 
 
 def parse_chunking(value: str | None) -> Any:

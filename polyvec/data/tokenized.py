@@ -41,9 +41,14 @@ class TokenizedTexts:
         starts = np.concatenate(([0], np.cumsum([len(r) for r in rows])))
         return cls(np.concatenate(rows), starts)
 
-    def pack(self, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
-        """Return (N,) ids and (B+1,) int32 offsets of the chosen texts: the encoder's packed batch."""
+    def pack(self, indices: Iterable[int], prompts: Sequence[NDArray[np.int32]] | None = None) -> tuple[Tensor, Tensor]:
+        """Return (N,) ids and (B+1,) int32 offsets of the chosen texts: the encoder's packed batch.
+
+        ``prompts`` are the ids, without ``<s>`` and ``</s>``, that stand before each text.
+        """
         rows = [self.ids[self.starts[i] : self.starts[i + 1]] for i in indices]
+        if prompts is not None:
+            rows = [np.concatenate((row[:1], prompt, row[1:])) for row, prompt in zip(rows, prompts, strict=True)]
         cu_seqlens = np.concatenate(([0], np.cumsum([len(r) for r in rows]))).astype(np.int32)
         return torch.from_numpy(np.concatenate(rows).astype(np.int64)), torch.from_numpy(cu_seqlens)
 

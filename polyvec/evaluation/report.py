@@ -14,8 +14,9 @@ from polyvec.evaluation.run import Row, title
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0; width: 100% } svg { max-width: 100%; height: auto }
-th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #ddd } td.n { text-align: right }
+table { border-collapse: collapse; width: 100% } .scroll { overflow-x: auto } svg { max-width: 100%; height: auto }
+th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #ddd; white-space: nowrap }
+caption { font-size: 1.5em; font-weight: bold; text-align: left; margin: 1rem 0 .5rem }
 """
 
 
@@ -63,15 +64,14 @@ def html_report(results: Sequence[Row], tests: Sequence[Row]) -> str:
         "<p>Scores times 100; intervals by bootstrap over queries, pairs or texts. A blank speed: vectors were made "
         "already for another row.</p>",
         *plots,
-        "<h2>All scores</h2>",
-        _table(head, score_rows),
+        _table("All scores", head, score_rows),
     ]
     if test_rows:
-        parts.append("<h2>Paired tests</h2>")
-        parts.append(_table(["difference", "suite", "points", "95 % interval", "p"], test_rows))
+        parts.append(_table("Paired tests", ["difference", "suite", "points", "95 % interval", "p"], test_rows))
     body = "\n".join(part for part in parts if part)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Evaluation</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
 
@@ -87,10 +87,15 @@ def _tasks(row: Row) -> str:
     return " | ".join(dict.fromkeys(told))
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
-    top = "".join(f"<th>{escape(name)}</th>" for name in head)
-    return f"<table><tr>{top}</tr>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
+    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    body = f"<tr>{top}</tr>" + "".join(f"<tr>{row}</tr>" for row in cells)
+    # The focus lets a keyboard scroll what is wider than the window.
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}">'
+        f"<table><caption>{caption}</caption>{body}</table></div>"
+    )
 
 
 def _by_suite(results: Sequence[Row]) -> str:
@@ -100,6 +105,7 @@ def _by_suite(results: Sequence[Row]) -> str:
     figure, axes = _figure(9, 1.2 + 0.28 * len(suites) * len(systems))
     height = 0.8 / len(systems)
     for j, system in enumerate(systems):
+        label: str | None = system  # once, at the first bar that there is
         for i, suite in enumerate(suites):
             own = [r for r in results if title(r, results) == system and (r["kind"], r["suite"]) == suite]
             if not own:
@@ -109,14 +115,14 @@ def _by_suite(results: Sequence[Row]) -> str:
             if len(own) == 1:  # clipped: an interval of resamples can lie beside the score itself
                 arms = 100 * np.maximum([[mean - own[0]["low"]], [own[0]["high"] - mean]], 0)
             axes.barh(
-                i + j * height, 100 * mean, height, color=f"C{j % 10}", label=system if i == 0 else None,
-                xerr=arms, capsize=2,
+                i + j * height, 100 * mean, height, color=f"C{j % 10}", label=label, xerr=arms, capsize=2,
             )  # fmt: skip
+            label = None
     axes.set_yticks([i + 0.4 - height / 2 for i in range(len(suites))], [f"{s}\n({k})" for k, s in suites])
     axes.invert_yaxis()
     axes.set_xlabel("score x 100")
     axes.legend(loc="upper left", bbox_to_anchor=(0, -0.25 if len(suites) * len(systems) < 4 else -0.1), frameon=False)
-    return "<h2>By suite</h2>" + _svg(figure)
+    return _picture("By suite", figure)
 
 
 def _by_language(results: Sequence[Row]) -> str:
@@ -136,7 +142,7 @@ def _by_language(results: Sequence[Row]) -> str:
     axes.set_yticks(range(len(columns)), [f"{s} {g}" for s, g in columns])
     axes.set_xticks(range(len(systems)), [s.replace(", ", "\n") for s in systems])
     axes.xaxis.tick_top()
-    return "<h2>By language</h2>" + _svg(figure)
+    return _picture("By language", figure)
 
 
 def _curves(
@@ -161,7 +167,7 @@ def _curves(
     axes.set_xlabel(label)
     axes.set_ylabel("score x 100")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    return f"<h2>{heading}</h2>" + _svg(figure)
+    return _picture(heading, figure)
 
 
 def _by_time(results: Sequence[Row]) -> str:
@@ -179,7 +185,7 @@ def _by_time(results: Sequence[Row]) -> str:
     axes.set_xlabel("milliseconds a text")
     axes.set_ylabel("score x 100")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    return "<h2>Quality against time</h2>" + _svg(figure)
+    return _picture("Quality against time", figure)
 
 
 def _comparable(results: Sequence[Row]) -> list[Row]:
@@ -205,9 +211,10 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _svg(figure: Any) -> str:
+def _picture(heading: str, figure: Any) -> str:
     buffer = io.StringIO()
     # The metadata of matplotlib names its web site; a page with none of it asks for nothing outside.
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    svg = text[text.index("<svg") + 4 :]
+    return f'<h2>{heading}</h2><svg role="img" aria-label="{heading}; the numbers are in the tables below"{svg}'

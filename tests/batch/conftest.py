@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from polyvec import Embedder
 from polyvec.batch.engines import Here
 from polyvec.batch.job import Job
+from polyvec.batch.output import Output as Finished
 from polyvec.batch.run import Prepared, prepare, run
 from polyvec.cli.common import make_stamp
 from polyvec.samples import corpus
@@ -34,7 +34,7 @@ class Output:
     @property
     def table(self) -> pa.Table:
         """All rows, in the order of the input."""
-        return pa.concat_tables([pq.read_table(self.folder / part["name"]) for part in self.manifest["parts"]])
+        return pa.concat_tables([table for _, table in Finished(str(self.folder)).tables()])
 
     @property
     def rejects(self) -> list[dict[str, Any]]:

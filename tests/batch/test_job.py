@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lance
 import lancedb
 import numpy as np
 import pyarrow as pa
@@ -159,6 +160,44 @@ def test_a_stopped_job_goes_on_and_ends_in_the_same_bytes(
     run(again, place)
     assert Output(out).parts() == whole
     assert not (out / "_work").exists()
+
+
+def test_a_name_that_says_lance_is_one_dataset_with_the_rows_of_the_parts(
+    tmp_path: Path, embed: Embed, plan: Plan
+) -> None:
+    source = write(tmp_path / "in.jsonl", [*TEXTS[:8], *[7] * 4, *TEXTS[8:]])  # a part of rejects alone
+    parquet = embed(source, tmp_path / "parquet", keep=("lang",))
+    out = tmp_path / "vectors.lance"
+    place = Here()
+
+    def stop(progress: Any) -> None:
+        if progress.parts_done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(plan(source, out, keep=("lang",)), place, stop)
+    receipts = sorted((out / "_work" / "receipts").glob("*.json"))
+    with pytest.raises(ValueError, match="not found|was not"):  # nothing is seen before all of it is there
+        lance.dataset(str(out))
+    next(r for r in receipts if json.loads(r.read_text())["name"]).unlink()  # its fragment stays, named by nobody
+    ready = plan(source, out, keep=("lang",))
+    assert len(ready.done) == 4
+    run(ready, place)
+    dataset = lance.dataset(str(out))
+    assert dataset.to_table().equals(parquet.table) and Output(out).table.equals(parquet.table)
+    assert dataset.schema.metadata[b"polyvec"] == parquet.table.schema.metadata[b"polyvec"]
+    assert len(list((out / "data").iterdir())) == len(dataset.get_fragments()) == 7
+    assert not (out / "_work").exists()
+    found = lancedb.connect(tmp_path).open_table("vectors").search(dataset.head(1)["embedding"][0].as_py()).limit(1)
+    assert found.to_list()[0]["id"] == "in.jsonl:1"
+
+    write(source, TEXTS[:8])
+    after = embed(source, out, keep=("lang",))
+    assert lance.dataset(str(out)).count_rows() == 8 == after.manifest["summary"]["rows"]
+    assert len(list((out / "data").iterdir())) == 2
+    long = write(tmp_path / "long.jsonl", ["router " * 600])
+    with pytest.raises(InputError, match=r"none\.lance must get a row at least, got none"):
+        embed(long, tmp_path / "none.lance", truncate=False)
 
 
 def test_a_finished_job_does_nothing(tmp_path: Path, embed: Embed, monkeypatch: pytest.MonkeyPatch) -> None:

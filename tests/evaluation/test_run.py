@@ -76,7 +76,7 @@ def test_the_report_is_one_page_that_asks_for_nothing(tmp_path: Path) -> None:
     systems = [random_system(), random_system("other", "w2", seed=1)]
     results = run_cells(plan(systems, suites, dimensions=[8, 16]), tmp_path)
     page = html_report(results, list(comparisons(results)))
-    headings = re.findall("<h2>([^<]+)</h2>", page)
+    headings = re.findall("<(?:h2|caption)>([^<]+)</", page)
     assert headings == [
         "By suite", "By language", "Quality against dimensions", "Quality against bytes", "Quality against length",
         "Quality against time", "All scores", "Paired tests",
@@ -89,7 +89,7 @@ def test_the_report_is_one_page_that_asks_for_nothing(tmp_path: Path) -> None:
 
 def test_a_page_of_one_number_has_the_plots_that_say_something(tmp_path: Path) -> None:
     page = html_report(run_cells(plan([random_system()], [SUITE]), tmp_path), [])
-    assert re.findall("<h2>([^<]+)</h2>", page) == ["By suite", "All scores"]
+    assert re.findall("<(?:h2|caption)>([^<]+)</", page) == ["By suite", "All scores"]
 
 
 def test_means_are_over_suites_that_every_model_has(tmp_path: Path) -> None:
