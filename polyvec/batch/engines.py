@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from polyvec.batch.formats import Receipt
 from polyvec.batch.job import Job
 from polyvec.batch.plan import Run, SliceFacts, read_run, slice_facts
 from polyvec.batch.rows import Unit
 from polyvec.batch.storage import Folder
 from polyvec.batch.trial import WorkerError
-from polyvec.batch.worker import Receipt, Worker
+from polyvec.batch.worker import Worker
 from polyvec.errors import InputError, MissingExtraError, PolyvecError
 
 

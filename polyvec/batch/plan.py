@@ -21,12 +21,16 @@ _DIGEST_BYTES = 16  # of a text: two of 10^11 texts meet by chance with a probab
 
 @dataclass(frozen=True)
 class SliceFacts:
-    """What planning keeps of a slice: ``digests`` of its texts, 16 bytes a row, zeros for a row without one."""
+    """What planning keeps of a slice.
+
+    ``digests`` of its texts are 16 bytes a row, zeros for a row without one; empty where slices share nothing.
+    """
 
     digest: str
     rows: int
     faults: int
     characters: int
+    distinct: int  # texts in the slice
     digests: bytes
     kept: Any  # Arrow schema of the kept columns
 
@@ -66,15 +70,19 @@ def slice_facts(fs: Any, unit: Unit, job: Job) -> Iterator[SliceFacts]:
     names = ["id", *job.keep]
     for piece in read_slices(fs, unit, job):
         good = [row for row in piece.rows if row.fault is None]
-        digests = b"".join(
-            bytes(_DIGEST_BYTES)
-            if row.fault is not None
-            else hashlib.blake2b(row.text.encode(), digest_size=_DIGEST_BYTES).digest()
-            for row in piece.rows
-        )
+        digests = b""
+        if job.dedupe == "job":
+            digests = b"".join(
+                bytes(_DIGEST_BYTES)
+                if row.fault is not None
+                else hashlib.blake2b(row.text.encode(), digest_size=_DIGEST_BYTES).digest()
+                for row in piece.rows
+            )
         kept = kept_schema([row.kept for row in good], names, piece.rows[0].where)
         characters = sum(len(row.text) for row in good)
-        yield SliceFacts(piece.digest, len(piece.rows), len(piece.rows) - len(good), characters, digests, kept)
+        distinct = len({row.text for row in good})
+        faults = len(piece.rows) - len(good)
+        yield SliceFacts(piece.digest, len(piece.rows), faults, characters, distinct, digests, kept)
 
 
 def make_plan(units: list[Unit], facts: Iterable[Sequence[SliceFacts]], job: Job) -> Plan:
@@ -91,7 +99,9 @@ def make_plan(units: list[Unit], facts: Iterable[Sequence[SliceFacts]], job: Job
     for f in found:  # two slices of equal content are two parts
         names.append(f"part-{f.digest}" + (f"-{seen[f.digest]}" if seen[f.digest] else ""))
         seen[f.digest] += 1
-    lends, borrows, distinct = _shared(found, names, job)
+    lends, borrows, distinct = (
+        _shared(found, names) if job.dedupe == "job" else ({}, {}, sum(f.distinct for f in found))
+    )
     parts = [
         Part(name, u, o, f.digest, f.rows, f.characters, tuple(lends.get(i, ())), borrows.get(i, {}))
         for i, (name, (u, o, f)) in enumerate(zip(names, places, strict=True))
@@ -100,7 +110,7 @@ def make_plan(units: list[Unit], facts: Iterable[Sequence[SliceFacts]], job: Job
 
 
 def _shared(
-    found: Sequence[SliceFacts], names: Sequence[str], job: Job
+    found: Sequence[SliceFacts], names: Sequence[str]
 ) -> tuple[dict[int, list[int]], dict[int, dict[int, tuple[str, int]]], int]:
     """Return which rows each slice lends and borrows, and the number of distinct texts.
 
@@ -114,9 +124,6 @@ def _shared(
     order = order[keys[order].any(axis=1)]
     is_first: NDArray[np.bool_] = np.ones(len(order), dtype=bool)
     is_first[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
-    if job.dedupe == "part":
-        within = {(int(g), int(s)) for g, s in zip(np.cumsum(is_first), slice_of[order], strict=True)}
-        return {}, {}, len(within)
     owner = order[is_first][np.cumsum(is_first) - 1]
     lends: dict[int, set[int]] = {}
     borrows: dict[int, dict[int, tuple[str, int]]] = {}
