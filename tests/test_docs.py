@@ -38,7 +38,16 @@ from polyvec.training.run import read_run
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 LANGUAGES = {"bash", "python", "toml", "json", "text"}
-REASONS = {"installs", "other weights", "minutes", "a corpus and a cluster", "an hour, or many GPUs", "from the clone"}
+REASONS = {
+    "installs",
+    "other weights",
+    "minutes",
+    "a corpus and a cluster",
+    "an hour, or many GPUs",
+    "from the clone",
+    "Slurm",
+    "two machines",
+}
 _BLOCK = re.compile(r"(?:^<!-- ([^\n]+) -->\n)?^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PIP = "pip() { :; }\n"  # what pip would install is here already
 
