@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from polyvec.apps.match import best_partners, near_pairs, threshold_for
+from polyvec.apps.match import Pair, best_partners, near_pairs, threshold_for
 from polyvec.cli.common import Column, Dimensions, EngineName, Model, TaskName, make_stamp, plain_errors
 from polyvec.errors import InputError
 from polyvec.files import Stamp, check_same_model, is_vector_file, read_records, read_vectors
@@ -18,6 +18,8 @@ from polyvec.inference.embedder import Embedder
 from polyvec.inference.quantize import as_unit
 
 _NEAR = 0.9  # cosine from which on two texts of one file are shown, unless told otherwise
+_EXACT_PAIRS = 2e10  # minutes; above, only rows near each other are compared
+_RECALL = 0.995  # of the pairs of a sample, that the cells must find
 
 
 @plain_errors
@@ -35,6 +37,10 @@ def match(
     ] = None,
     labelled: Annotated[
         Path | None, typer.Option(help="JSONL, CSV or Parquet: text_a, text_b, and score, which is 0 or 1.")
+    ] = None,
+    exact: Annotated[
+        bool | None,
+        typer.Option(help=f"Compare every row with every other; by default up to {_EXACT_PAIRS:.0e} comparisons."),
     ] = None,
     task: TaskName = "text-matching",
     dimensions: Dimensions = None,
@@ -66,12 +72,11 @@ def match(
     if labelled is not None and precision is not None:
         threshold = _threshold(labelled, precision, embed)
     vectors = [embed(labels) if stamp is None else as_unit(stored, dtype) for labels, stored, stamp in sides]
-    if second is None:
-        pairs = near_pairs(vectors[0], threshold=_NEAR if threshold is None else threshold)
-    elif threshold is not None:
-        pairs = near_pairs(vectors[0], vectors[1], threshold=threshold)
-    else:
-        pairs = best_partners(vectors[0], vectors[1], top=top)
+    if second is None and threshold is None:
+        threshold = _NEAR
+    if exact is None:
+        exact = len(vectors[0]) * len(vectors[-1]) / len(sides) <= _EXACT_PAIRS
+    pairs = _pairs(vectors, threshold, top, exact=exact)
     is_empty = True
     for cosine, i, j in pairs:
         is_empty = False
@@ -79,6 +84,29 @@ def match(
     if is_empty:
         typer.echo("no pair found; a lower --threshold shows more", err=True)
         raise typer.Exit(1)
+
+
+def _pairs(sides: list[NDArray[np.float32]], threshold: float | None, top: int, *, exact: bool) -> Iterator[Pair]:
+    first, second = sides[0], sides[1] if len(sides) == 2 else None
+    if exact:
+        if threshold is not None:
+            return near_pairs(first, second, threshold=threshold)
+        return best_partners(first, sides[1], top=top)
+    from polyvec.apps.cells import block_pairs, block_partners, blocked_pairs, blocked_partners
+
+    if threshold is not None:
+        blocking = block_pairs(first, second, threshold=threshold, recall=_RECALL)
+        pairs = blocked_pairs(first, second, blocking, threshold=threshold)
+    else:
+        blocking = block_partners(first, sides[1], top=top, recall=_RECALL)
+        pairs = blocked_partners(first, sides[1], blocking, top=top)
+    told = "no pair in a sample" if np.isnan(blocking.recall) else f"{blocking.recall:.1%} of the pairs of a sample"
+    typer.echo(
+        f"{blocking.comparisons:.1e} comparisons in place of {len(first) * len(sides[-1]):.1e}: {told} found; "
+        "--exact makes all",
+        err=True,
+    )
+    return pairs
 
 
 def _threshold(labelled: Path, precision: float, embed: Callable[[list[str]], NDArray[np.float32]]) -> float:

@@ -130,9 +130,7 @@ class Service:
         """Return the tokens of each text, without a prompt."""
         check_inputs(texts)
         encode = self.embedder.tokenizer.encode_batch
-        encodings: list[Encoding] = await self._tokenise(
-            texts, encode, list(texts), [""] * len(texts), None
-        )
+        encodings: list[Encoding] = await self._tokenise(texts, encode, list(texts), [""] * len(texts), None)
         return encodings
 
     def quantize(self, vectors: NDArray[np.float32], dtype: str) -> NDArray[Any]:
