@@ -75,7 +75,7 @@ def match(
     if second is None and threshold is None:
         threshold = _NEAR
     if exact is None:
-        exact = len(vectors[0]) * len(vectors[-1]) / len(sides) <= _EXACT_PAIRS
+        exact = len(vectors[0]) * len(vectors[-1]) / (2 if second is None else 1) <= _EXACT_PAIRS
     pairs = _pairs(vectors, threshold, top, exact=exact)
     is_empty = True
     for cosine, i, j in pairs:
