@@ -47,6 +47,7 @@ REASONS = {
     "from the clone",
     "Slurm",
     "two machines",
+    "a collector",
 }
 _BLOCK = re.compile(r"(?:^<!-- ([^\n]+) -->\n)?^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PIP = "pip() { :; }\n"  # what pip would install is here already

@@ -17,7 +17,7 @@ from polyvec.files import Stamp, check_same_model, is_vector_file, read_records,
 from polyvec.inference.embedder import Embedder
 from polyvec.inference.quantize import as_unit
 
-_NEAR = 0.9  # cosine from which on two texts of one file are shown, unless told otherwise
+_NEAR = 0.85  # cosine from which on two texts of one file are shown, unless told otherwise
 _EXACT_PAIRS = 2e10  # minutes; above, only rows near each other are compared
 _RECALL = 0.995  # of the pairs of a sample, that the cells must find
 

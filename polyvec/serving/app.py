@@ -92,7 +92,9 @@ def make_app(service: Service, *, keys: Keys | None = None, max_body_bytes: int 
     app.add_exception_handler(RequestValidationError, validation)
     app.add_exception_handler(HTTPException, http)
     _complete(app.openapi(), with_keys=keys is not None)
-    app.add_middleware(Guard, keys=keys, max_body_bytes=max_body_bytes, metrics=service.metrics)
+    app.add_middleware(
+        Guard, keys=keys, max_body_bytes=max_body_bytes, metrics=service.metrics, tracing=service.tracing
+    )
     return app
 
 

@@ -8,6 +8,7 @@ import re
 import time
 import traceback
 import uuid
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,6 +18,7 @@ from polyvec.serving.caller import CALLER, Caller
 from polyvec.serving.errors import Problem, envelope, problem_of
 from polyvec.serving.keys import ApiKey, Keys
 from polyvec.serving.metrics import Metrics
+from polyvec.serving.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 MAX_DEPTH = 32  # of nested JSON; no dialect needs more than 4
@@ -33,13 +35,20 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 class Guard:
     """Wraps ``app``. Without ``keys`` everyone is answered."""
 
-    def __init__(self, app: ASGIApp, *, keys: Keys | None, max_body_bytes: int, metrics: Metrics) -> None:
-        self.app, self.keys, self.max_body_bytes, self.metrics = app, keys, max_body_bytes, metrics
+    def __init__(
+        self, app: ASGIApp, *, keys: Keys | None, max_body_bytes: int, metrics: Metrics, tracing: Tracing
+    ) -> None:
+        self.app, self.keys, self.max_body_bytes = app, keys, max_body_bytes
+        self.metrics, self.tracing = metrics, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        with self.tracing.request(scope["method"], Headers(scope=scope)) as span:
+            await self._guarded(scope, receive, send, span)
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send, span: dict[str, Any]) -> None:
         headers = Headers(scope=scope)
         asked = headers.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
@@ -71,6 +80,7 @@ class Guard:
             route = scope.get("route")
             path = getattr(route, "path", "other")
             seconds = time.monotonic() - started
+            span |= {"http.route": path, "http.response.status_code": status, "polyvec.request_id": request_id}
             self.metrics.requests.labels(path=path, status=status).inc()
             self.metrics.request_seconds.labels(path=path).observe(seconds)
             _log.info("%s %s %s %d %.1f ms", request_id, scope["method"], path, status, seconds * 1000)

@@ -15,6 +15,7 @@ import heapq
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,7 @@ class Job:
     result: asyncio.Future[NDArray[np.float32]] = field(compare=False)
     since: float = field(compare=False)
     waiters: int = field(default=1, compare=False)
+    link: Any = field(default=None, compare=False)  # to the span of the request that brought it
 
 
 @dataclass(eq=False)

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from polyvec.serving.caller import NOBODY, Caller
 from polyvec.serving.compute import Outcome, Row, compute
 from polyvec.serving.metrics import Metrics
 from polyvec.serving.queue import FairQueue, Job, offsets
+from polyvec.serving.tracing import Tracing
 
 
 class OverloadedError(PolyvecError):
@@ -61,11 +63,18 @@ class Scheduler:
     """
 
     def __init__(
-        self, engines: Sequence[Engine], *, max_tokens: int, queue_tokens: int, metrics: Metrics, cache_rows: int = 0
+        self,
+        engines: Sequence[Engine],
+        *,
+        max_tokens: int,
+        queue_tokens: int,
+        metrics: Metrics,
+        tracing: Tracing,
+        cache_rows: int = 0,
     ) -> None:
         self.max_tokens, self.queue_tokens = max_tokens, queue_tokens
         self.draining = False
-        self._metrics = metrics
+        self._metrics, self._tracing = metrics, tracing
         self._lanes = [_Lane(engine, ThreadPoolExecutor(1, thread_name_prefix="engine")) for engine in engines]
         self._queue = FairQueue()
         self._pending_tokens = 0
@@ -111,8 +120,9 @@ class Scheduler:
             raise InputError(f"a request must hold at most {self.queue_tokens} tokens, got {tokens}; send it in parts")
         if self._pending_tokens + tokens > self.queue_tokens:
             raise self._overloaded(tokens)
+        link = self._tracing.link()
         found = [
-            self._cached(row) or self._enqueue(row, before, caller)
+            self._cached(row) or self._enqueue(row, before, caller, link)
             for row, before in zip(rows, offsets(rows), strict=True)
         ]
         jobs = [one for one in found if isinstance(one, Job)]
@@ -151,7 +161,7 @@ class Scheduler:
         self._metrics.shared_rows.labels(how="cache").inc()
         return (self._cache[address],)
 
-    def _enqueue(self, row: Row, before: int, caller: Caller) -> Job:
+    def _enqueue(self, row: Row, before: int, caller: Caller, link: Any) -> Job:
         address = _address(row)
         shared = None if address is None else self._in_flight.get(address)
         if shared is not None and not shared.result.done():
@@ -160,6 +170,7 @@ class Scheduler:
             return shared
         result: asyncio.Future[NDArray[np.float32]] = asyncio.get_running_loop().create_future()
         job = self._queue.push(row, before, caller, result, time.monotonic())
+        job.link = link
         self._count(len(row))
         if address is not None:
             self._in_flight[address] = job
@@ -197,7 +208,11 @@ class Scheduler:
                 self._metrics.queue_seconds.observe(started - job.since)
             lane.batches += 1
             rows = [job.row for job in batch]
-            outcomes, seconds = await asyncio.get_running_loop().run_in_executor(lane.thread, self._timed, lane, rows)
+            links = [job.link for job in batch]
+            with self._tracing.batch(links, rows=len(rows), tokens=sum(map(len, rows)), engine=lane.engine.name):
+                outcomes, seconds = await asyncio.get_running_loop().run_in_executor(
+                    lane.thread, self._timed, lane, rows
+                )
             lane.batches -= 1
             self._wake.set()
             self._account(rows, seconds)

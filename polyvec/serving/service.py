@@ -21,6 +21,7 @@ from polyvec.serving.caller import CALLER
 from polyvec.serving.compute import Row
 from polyvec.serving.metrics import Metrics
 from polyvec.serving.scheduler import Scheduler
+from polyvec.serving.tracing import Tracing
 from polyvec.serving.worker import WorkerEngine
 from polyvec.tasks import Task, resolve_task
 from polyvec.text.tokenizer import Encoding
@@ -57,7 +58,7 @@ class Service:
         workers: Sequence[WorkerEngine] = (),
     ) -> None:
         self.embedder = embedder
-        self.metrics = Metrics()
+        self.metrics, self.tracing = Metrics(), Tracing()
         self.max_seconds = max_seconds
         self._workers = workers
         self.scheduler = Scheduler(
@@ -65,6 +66,7 @@ class Service:
             max_tokens=embedder.max_tokens,
             queue_tokens=queue_tokens,
             metrics=self.metrics,
+            tracing=self.tracing,
             cache_rows=cache_rows,
         )
         # Apart from the engine's thread, so that one request is tokenised while another is computed.
@@ -78,6 +80,7 @@ class Service:
         self._tokenizers.shutdown()
         for worker in self._workers:
             worker.close()
+        self.tracing.close()
 
     @property
     def ready(self) -> bool:
@@ -160,12 +163,14 @@ class Service:
         if caller.key is not None:
             caller.key.spend("tokens_per_minute", sum(map(len, rows)))
         timeout = self.max_seconds if caller.timeout is None else min(caller.timeout, self.max_seconds)
-        return await self.scheduler.submit(rows, timeout=timeout, caller=caller)
+        with self.tracing.span("vectors", rows=len(rows), tokens=sum(map(len, rows))):
+            return await self.scheduler.submit(rows, timeout=timeout, caller=caller)
 
     async def _tokenise(self, inputs: Sequence[Input], function: Any, *arguments: Any) -> Any:
-        if sum(map(len, inputs)) <= _INLINE_CHARACTERS:
-            return function(*arguments)
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizers, function, *arguments)
+        with self.tracing.span("tokenise", inputs=len(inputs)):
+            if sum(map(len, inputs)) <= _INLINE_CHARACTERS:
+                return function(*arguments)
+            return await asyncio.get_running_loop().run_in_executor(self._tokenizers, function, *arguments)
 
     def _rows(self, inputs: Sequence[Input], task: Task, truncate: bool, late_chunking: bool) -> list[Row]:
         tokenizer, limit = self.embedder.tokenizer, self.embedder.max_tokens

@@ -20,6 +20,7 @@ from polyvec.serving.compute import ComputeError, Row
 from polyvec.serving.keys import ApiKey
 from polyvec.serving.metrics import Metrics
 from polyvec.serving.scheduler import DeadlineError, DrainingError, OverloadedError, Scheduler
+from polyvec.serving.tracing import Tracing
 from polyvec.tasks import resolve_task
 
 POISON = 77
@@ -64,7 +65,12 @@ def poison(embedder: Embedder) -> Row:
 def run(engine: Poisoned, work: Any, *, queue_tokens: int = 100_000, cache_rows: int = 0) -> Any:
     async def inside() -> Any:
         scheduler = Scheduler(
-            [engine], max_tokens=512, queue_tokens=queue_tokens, metrics=Metrics(), cache_rows=cache_rows
+            [engine],
+            max_tokens=512,
+            queue_tokens=queue_tokens,
+            metrics=Metrics(),
+            tracing=Tracing(),
+            cache_rows=cache_rows,
         )
         scheduler.start()
         try:

@@ -1,0 +1,91 @@
+"""OpenTelemetry spans, where the environment asks for them. No span holds anything of a text or a key.
+
+A request is a span with ``tokenise`` and ``vectors`` inside it; a ``batch`` is a trace of its own, linked to the
+requests whose rows it computes, for it belongs to many. The variables are OpenTelemetry's own: an endpoint switches it
+on, ``OTEL_SERVICE_NAME``, ``OTEL_TRACES_SAMPLER`` and the rest hold too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from polyvec import __version__
+from polyvec.errors import MissingExtraError
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+class Tracing:
+    """Spans of one server; without an endpoint in the environment none, at no cost. ``close`` sends the last ones."""
+
+    def __init__(self) -> None:
+        self._tracer: Any = None
+        named = [name for name in _ENDPOINTS if os.environ.get(name)]
+        if not named or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+            return
+        try:
+            from opentelemetry import trace
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+            from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+        except ImportError as error:
+            raise MissingExtraError.of(f"{named[0]} in the environment", "otel") from error
+        os.environ.setdefault("OTEL_SERVICE_NAME", "polyvec")
+        self._provider = TracerProvider(resource=Resource.create({"service.version": __version__}))
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._tracer = self._provider.get_tracer("polyvec", __version__)
+        self._trace, self._propagator = trace, TraceContextTextMapPropagator()
+
+    @contextlib.contextmanager
+    def request(self, method: str, headers: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        """A span of a request, within the caller's trace if it names one; the dictionary takes its attributes.
+
+        ``http.route`` becomes part of its name.
+        """
+        if self._tracer is None:
+            yield {}
+            return
+        context = self._propagator.extract(dict(headers))
+        kind = self._trace.SpanKind.SERVER
+        with self._tracer.start_as_current_span(method, context, kind, record_exception=False) as span:
+            attributes: dict[str, Any] = {"http.request.method": method}
+            try:
+                yield attributes
+            finally:
+                span.set_attributes(attributes)
+                span.update_name(f"{method} {attributes.get('http.route', '')}".rstrip())
+                if attributes.get("http.response.status_code", 500) >= 500:
+                    span.set_status(self._trace.StatusCode.ERROR)
+
+    @contextlib.contextmanager
+    def span(self, name: str, **attributes: Any) -> Iterator[None]:
+        """A span inside the current one."""
+        if self._tracer is None:
+            yield
+            return
+        with self._tracer.start_as_current_span(name, attributes=attributes, record_exception=False):
+            yield
+
+    def link(self) -> Any:
+        """Return what links a batch to the current span, None without one."""
+        return None if self._tracer is None else self._trace.Link(self._trace.get_current_span().get_span_context())
+
+    @contextlib.contextmanager
+    def batch(self, links: Sequence[Any], **attributes: Any) -> Iterator[None]:
+        """A span of a trace of its own, linked to those of the requests in it."""
+        if self._tracer is None:
+            yield
+            return
+        own = {id(link): link for link in links if link is not None}.values()
+        root = self._trace.set_span_in_context(self._trace.INVALID_SPAN)
+        with self._tracer.start_as_current_span("batch", root, links=list(own), attributes=attributes):
+            yield
+
+    def close(self) -> None:
+        if self._tracer is not None:
+            self._provider.shutdown()
