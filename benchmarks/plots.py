@@ -1,0 +1,142 @@
+"""The pictures of docs/performance.md, from the tables of benchmarks/results: python benchmarks/plots.py docs/images"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+RESULTS = Path(__file__).parent / "results"
+OURS, THEIRS = "#1f6feb", "#9aa4b2"
+
+
+@dataclass(frozen=True)
+class Table:
+    head: list[str]
+    rows: list[list[str]]
+
+    def column(self, name: str) -> list[float]:
+        """Return the numbers under a head that begins with ``name``."""
+        i = next(i for i, head in enumerate(self.head) if head.startswith(name))
+        return [float(re.sub(r"[^0-9.]", "", row[i])) for row in self.rows]
+
+    @property
+    def names(self) -> list[str]:
+        return [row[0] for row in self.rows]
+
+
+def tables(name: str) -> list[Table]:
+    """Return the tables of a file of results, in order."""
+    found: list[Table] = []
+    before = ""
+    for line in (RESULTS / name).read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        if cells and set("".join(cells)) <= set("-: "):
+            continue
+        if cells and not before.startswith("|"):
+            found.append(Table(cells, []))
+        elif cells:
+            found[-1].rows.append(cells)
+        before = line
+    return found
+
+
+def bars(axes: Any, names: Sequence[str], values: Sequence[float], label: str) -> None:
+    colours = [OURS if "polyvec" in name else THEIRS for name in names]
+    axes.barh(range(len(names)), values, color=colours)
+    axes.set_yticks(range(len(names)), names)
+    for i, value in enumerate(values):
+        axes.text(value, i, f" {value:g}", va="center")
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set_xlabel(label)
+
+
+def cpu(figure: Any) -> None:
+    """Tokens a second, of polyvec's, with and without VNNI, and peak memory."""
+    left, middle, right = figure.subplots(1, 3)
+    (vnni,), (avx2,) = tables("2026-11-24-cpu-vnni.md"), tables("2026-11-24-cpu-avx2.md")
+    bars(left, vnni.names, vnni.column("tokens/s"), "tokens/s, polyvec is 1 (AVX-512 VNNI)")
+    bars(middle, vnni.names, vnni.column("peak MB"), "peak MB")
+    bars(right, avx2.names, avx2.column("tokens/s"), "tokens/s, polyvec is 1 (AVX2)")
+
+
+def large(figure: Any) -> None:
+    """The 570M shape: tokens a second, peak memory, and memory against length."""
+    left, middle, right = figure.subplots(1, 3)
+    systems, lengths = tables("2026-11-25-large.md")
+    bars(left, systems.names, systems.column("tokens/s"), "tokens/s, polyvec-int8 is 1")
+    bars(middle, systems.names, systems.column("peak MB"), "peak MB")
+    right.plot(lengths.column("tokens"), lengths.column("peak MB"), marker="o", color=OURS)
+    right.set(xscale="log", xlabel="tokens of one text", ylabel="peak MB, int8", ylim=(0, None))
+
+
+def scaling(figure: Any) -> None:
+    """Time against length, batch and adapters."""
+    left, middle, right = figure.subplots(1, 3)
+    length, batch, _, adapters = tables("2026-11-25-scaling.md")
+    for engine in ("onnx-int8", "onnx-float32", "torch-float32"):
+        left.plot(length.column("n"), length.column(f"{engine} ms"), marker="o", label=engine)
+    left.set(xscale="log", yscale="log", xlabel="tokens of one text", ylabel="ms a thousand tokens")
+    for engine in ("onnx-int8", "onnx-float32"):
+        middle.plot(batch.column("B"), batch.column(engine), marker="o", label=engine)
+    middle.set(xscale="log", xlabel="texts of 64 tokens in a batch", ylabel="ms a text", ylim=(0, None))
+    for kind in ("batch names one", "names five", "names all"):
+        right.plot(adapters.column("resident"), adapters.column(kind), marker="o", label=kind.replace("batch ", ""))
+    right.set(xlabel="resident adapters", ylabel="time, one of five is 1", ylim=(0, None))
+    for axes in (left, middle, right):
+        axes.legend(frameon=False)
+
+
+def mixed_tasks(figure: Any) -> None:
+    """Time of a batch over that without adapters."""
+    axes = figure.subplots()
+    (table,) = tables("2026-11-25-mixed-tasks.md")
+    kinds = table.head[1:]
+    for i, row in enumerate(table.rows):
+        places = [j + 0.4 * i for j in range(len(kinds))]
+        axes.bar(places, [float(cell) for cell in row[1:]], width=0.35, label=row[0])
+    axes.set_xticks([j + 0.2 for j in range(len(kinds))], kinds)
+    axes.set(ylabel="time, no adapters is 1")
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+
+
+def training(figure: Any) -> None:
+    """Memory and time of a step, of training the whole model."""
+    for axes, table, shape in zip(
+        figure.subplots(1, 2), tables("2026-11-25-training.md"), ("6 x 384", "12 x 768"), strict=True
+    ):
+        for i, name in enumerate(("of the whole model", "time a step")):
+            places = [j + 0.4 * i for j in range(len(table.rows))]
+            axes.barh(places, table.column(name), height=0.35, label=("memory", "time")[i])
+        axes.set_yticks([j + 0.2 for j in range(len(table.rows))], table.names)
+        axes.invert_yaxis()
+        axes.set(xlabel=f"{shape}, whole model is 1")
+        axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+
+
+#: Width and height in inches.
+PICTURES: dict[Callable[[Any], None], tuple[float, float]] = {
+    cpu: (15, 2.6), large: (15, 2.6), scaling: (15, 3.6), mixed_tasks: (7, 3), training: (13, 2.6),
+}  # fmt: skip
+
+
+def main(folder: Path) -> None:
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "polyvec", "svg.fonttype": "none"})
+    for draw, size in PICTURES.items():
+        figure = plt.figure(figsize=size, layout="constrained")
+        draw(figure)
+        figure.savefig(folder / f"{draw.__name__.replace('_', '-')}.svg", metadata={"Date": None, "Creator": None})
+        plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
