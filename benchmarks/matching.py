@@ -51,9 +51,7 @@ def main() -> None:
     real = read_vectors(options.vectors)[0].astype(np.float32)
     print(where("numpy"))
     print(f"{len(real)} vectors of texts, threshold {options.threshold}\n")
-    print(
-        "| rows | cells visited | comparisons of all | found, sample | found, other rows | pairs | time of exact |"
-    )
+    print("| rows | cells visited | comparisons of all | found, sample | found, other rows | pairs | time of exact |")
     print("|---|---|---|---|---|---|---|")
     for count in options.rows:
         rows = many(real, count, options.threshold)

@@ -130,7 +130,9 @@ PICTURES: dict[Callable[[Any], None], tuple[float, float]] = {
 
 
 def main(folder: Path) -> None:
-    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "polyvec", "svg.fonttype": "none"})
+    plt.rcParams.update(
+        {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "polyvec", "svg.fonttype": "none"}
+    )
     for draw, size in PICTURES.items():
         figure = plt.figure(figsize=size, layout="constrained")
         draw(figure)

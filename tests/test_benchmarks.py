@@ -1,0 +1,43 @@
+"""Benchmarks that no machine of the tests can run in earnest do run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def test_the_benchmark_of_a_gpu_compares_equal_vectors_on_a_cpu() -> None:
+    options = [
+        "--shape",
+        "tiny",
+        "--device",
+        "cpu",
+        "--texts",
+        "16",
+        "--repeats",
+        "1",
+        "--mixes",
+        "short",
+        "log-normal",
+    ]
+    command = [sys.executable, "-W", "ignore", str(BENCHMARKS / "gpu.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^\| (short|log-normal) \| (polyvec|transformers, sdpa) \| (\S+) ", done.stdout, re.MULTILINE)
+    assert len(rows) == 4 and all(float(cosine) > 0.99999 for _, _, cosine in rows)
+    assert "| five | " in done.stdout
+
+
+def test_the_pictures_of_performance_are_those_of_the_results(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, str(BENCHMARKS / "plots.py"), str(tmp_path)], check=True)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    text = (BENCHMARKS.parent / "docs" / "performance.md").read_text()
+    assert drawn == set(re.findall(r"images/(\S+\.svg)", text))
+    for path in tmp_path.iterdir():
+        kept = (BENCHMARKS.parent / "docs" / "images" / path.name).read_text()
+        words = [re.findall(r"<text[^>]*>([^<]*)</text>", picture) for picture in (path.read_text(), kept)]
+        assert words[0] == words[1] and len(words[0]) > 5, f"{path.name} is old: run benchmarks/plots.py docs/images"
