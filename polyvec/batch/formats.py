@@ -86,6 +86,7 @@ class Lance:
         except ImportError as error:
             raise MissingExtraError.of("output in Lance", "lance") from error
         self._lance = lance
+        self._fragments: dict[str, Any] = {}  # of the dataset that was read, by the name of their file
 
     def sizes(self, folder: Folder) -> dict[str, int]:
         return {f"data/{name}": size for name, size in folder.sizes("data").items()}
@@ -108,10 +109,10 @@ class Lance:
         dataset = self._lance.dataset(folder.address)
         if receipt["name"] is None:
             return dataset.schema.empty_table()
-        for fragment in dataset.get_fragments():
-            if fragment.data_files()[0].path == receipt["fragment"]["files"][0]["path"]:
-                return fragment.to_table()
-        return None
+        if not self._fragments:
+            self._fragments = {f"data/{f.data_files()[0].path}": f for f in dataset.get_fragments()}
+        fragment = self._fragments.get(receipt["name"])
+        return None if fragment is None else fragment.to_table()
 
     def commit(self, folder: Folder, receipts: Sequence[Receipt], schema: Any) -> None:
         named = [receipt["fragment"] for receipt in receipts if receipt["name"] is not None]
