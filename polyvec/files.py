@@ -286,6 +286,12 @@ def vector_table(
     return table.replace_schema_metadata({_STAMP_KEY: json.dumps(stamp).encode()})
 
 
+def vectors_of(table: Any) -> NDArray[Any]:
+    """Return the vectors (B, M) of an Arrow table that ``vector_table`` made."""
+    flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(flat.reshape(table.num_rows, -1) if table.num_rows else flat)
+
+
 def json_line(record: Record, vector: NDArray[Any]) -> str:
     """Return a record and its vector as one line of JSON; float32 keeps the digits that bring it back exactly."""
     # Through str: tolist() of a float32 would print the digits of the nearest double.
@@ -302,10 +308,10 @@ def read_vectors(path: Path) -> tuple[NDArray[Any], list[Record], Stamp]:
             _, pq = _pyarrow()
             table = pq.read_table(path)
             stamp = json.loads((table.schema.metadata or {}).get(_STAMP_KEY, b"{}"))
-            rows = table.to_pylist()
-        else:
-            stamp = _read_stamp(path)
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            dtype = storage_dtype(stamp.get("dtype", "float32"))
+            return vectors_of(table).astype(dtype, copy=False), table.drop_columns(["embedding"]).to_pylist(), stamp
+        stamp = _read_stamp(path)
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         vectors = [row.pop("embedding") for row in rows]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(

@@ -9,6 +9,7 @@ import numpy as np
 from polyvec.apps.index import Index
 from polyvec.batch.output import Output
 from polyvec.errors import InputError
+from polyvec.files import vectors_of
 from polyvec.inference.quantize import as_unit
 from polyvec.search.store import Passage
 
@@ -28,8 +29,7 @@ def add_vectors(index: Index, location: str, *, column: str = "text") -> int:
     for name, table in output.tables():
         if name in known or not table.num_rows:
             continue
-        flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        vectors = as_unit(flat.reshape(table.num_rows, -1), output.stamp["dtype"])
+        vectors = as_unit(vectors_of(table), output.stamp["dtype"])
         passages = [_passage(row, column) for row in table.drop_columns(["embedding"]).to_pylist()]
         index.store.write(passages, np.asarray(vectors), {passage.source: name for passage in passages})
         count += len(passages)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from polyvec.batch.job import Job
 from polyvec.errors import InputError
-from polyvec.files import Record, Stamp, storage_dtype, vector_table
+from polyvec.files import Record, Stamp, storage_dtype, vector_table, vectors_of
 from polyvec.inference.embedder import Embedding
 from polyvec.text.chunking import Span
 
@@ -96,8 +96,7 @@ def read_lent(data: bytes, job: Job) -> dict[int, Result | str]:
     results: dict[int, Result | str] = {
         int(i): reason for i, reason in json.loads(table.schema.metadata[_FAULTS_KEY]).items()
     }
-    flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    vectors = flat.astype(storage_dtype(job.stamp["dtype"])).reshape(table.num_rows, -1) if table.num_rows else flat
+    vectors = vectors_of(table).astype(storage_dtype(job.stamp["dtype"]))
     rows = table.drop_columns(["embedding"]).to_pylist()
     edges = [i for i, row in enumerate(rows) if i == 0 or row["row"] != rows[i - 1]["row"]]
     for start, stop in itertools.pairwise([*edges, len(rows)]):

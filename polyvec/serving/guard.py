@@ -45,11 +45,13 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        with self.tracing.request(scope["method"], Headers(scope=scope)) as span:
-            await self._guarded(scope, receive, send, span)
-
-    async def _guarded(self, scope: Scope, receive: Receive, send: Send, span: dict[str, Any]) -> None:
         headers = Headers(scope=scope)
+        with self.tracing.request(scope["method"], headers) as span:
+            await self._guarded(scope, headers, receive, send, span)
+
+    async def _guarded(
+        self, scope: Scope, headers: Headers, receive: Receive, send: Send, span: dict[str, Any]
+    ) -> None:
         asked = headers.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
