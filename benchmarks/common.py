@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,15 @@ def matrix_rate(clock: Callable[[], float], size: int = 2048, repeats: int = 5) 
         a @ b
         seconds.append(clock() - started)
     return 2 * size**3 / min(seconds)
+
+
+def randomise(encoder: Any) -> None:
+    """Give every parameter of an encoder random values of the size of trained ones, scales of norms near 1."""
+    from torch.nn.init import normal_  # here: torch must not weigh on what is measured
+
+    for name, parameter in encoder.named_parameters():
+        is_scale = "norm" in name and name.endswith("weight")
+        normal_(parameter.data, mean=1.0 if is_scale else 0.0, std=0.1 if is_scale else 0.02)
 
 
 def operations(lengths: list[int], config: ModelConfig) -> float:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import where
+from common import randomise, where
 
 from polyvec.inference.batching import Batch, plan_batches
 from polyvec.inference.engines.torch import TorchEngine
@@ -45,9 +45,7 @@ def lengths_of(mix: str, count: int, longest: int) -> list[int]:
 def random_encoder(config: ModelConfig) -> Encoder:
     torch.manual_seed(0)
     encoder = Encoder(config)
-    for name, parameter in encoder.named_parameters():
-        is_scale = "norm" in name and name.endswith("weight")
-        torch.nn.init.normal_(parameter.data, mean=1.0 if is_scale else 0.0, std=0.1 if is_scale else 0.02)
+    randomise(encoder)
     return encoder
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import make_texts, matrix_rate, memory_mb, operations, where
+from common import make_texts, matrix_rate, memory_mb, operations, randomise, where
 
 from polyvec import Embedder
 from polyvec.model.config import ModelConfig
@@ -49,9 +49,7 @@ def write_models(folder: Path) -> None:
         with torch.device("meta"):
             encoder = Encoder(ModelConfig())
         encoder.to_empty(device="cpu")
-        for name, parameter in encoder.named_parameters():
-            is_scale = "norm" in name and name.endswith("weight")
-            torch.nn.init.normal_(parameter.data, mean=1.0 if is_scale else 0.0, std=0.1 if is_scale else 0.02)
+        randomise(encoder)
         save_encoder(encoder, ours, dtype=torch.bfloat16)
         tokenizer.write_text(json.dumps(grown_tokenizer(), ensure_ascii=False), encoding="utf-8")
     if not (ours / "model.int8.onnx").exists():
