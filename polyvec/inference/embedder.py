@@ -21,14 +21,12 @@ from numpy.typing import NDArray
 from polyvec.atomic import write_json
 from polyvec.errors import (
     InputError,
-    MachineWarning,
     MissingExtraError,
     NotFiniteError,
     TextTooLargeError,
     TruncationWarning,
     UntrainedDimensionWarning,
 )
-from polyvec.inference.batching import Batch, plan_batches
 from polyvec.inference.engines import Engine
 from polyvec.inference.engines.choice import faster_precision
 from polyvec.inference.engines.onnx import GRAPH_FILES, OnnxEngine
@@ -40,6 +38,7 @@ from polyvec.inference.late_chunking import (
     chunk_spans,
     window_states,
 )
+from polyvec.inference.passes import Outputs, Passes, RowTooLargeError, TokenRow
 from polyvec.inference.quantize import calibrate, check_output_type, quantize, unit
 from polyvec.model.hub import resolve_model_folder
 from polyvec.model.layouts import read_config, read_json
@@ -94,7 +93,7 @@ class _Options:
 
     width: int
     dtype: str
-    batch_tokens: int
+    batch_tokens: int | None
     chunking: LateChunking | None
     truncate: bool
 
@@ -122,7 +121,7 @@ class Embedder:
         self.config = read_config(self.folder)
         self.tokenizer = Tokenizer.from_file(self.folder / "tokenizer.json", **self.config.tokenizer_ids)
         self._ranges = self._read_ranges()
-        self._fitting_tokens: int | None = None  # in a pass, once one has been too large for the memory
+        self._passes = Passes()
         self.engine = self._open_engine(engine, device, threads) if isinstance(engine, str) else engine
 
     @property
@@ -216,9 +215,7 @@ class Embedder:
         """
         width = self._check_width(dimensions)
         check_output_type(dtype, width, self._ranges)
-        if batch_tokens is None:
-            batch_tokens = self.engine.batch_tokens
-        if batch_tokens < 1:
+        if batch_tokens is not None and batch_tokens < 1:
             raise InputError(f"batch_tokens must be at least 1, got {batch_tokens}")
         check_chunking(late_chunking)
         source = _iterate(texts)
@@ -312,10 +309,8 @@ class Embedder:
         lengths = [len(row.encoding) for row in rows]
         results: list[Embedding | None] = [None] * len(rows)
         short = [i for i, length in enumerate(lengths) if length <= self.max_tokens]
-        budget = min(options.batch_tokens, self._fitting_tokens or options.batch_tokens)
-        for plan in plan_batches([lengths[i] for i in short], batch_tokens=budget):
+        for plan, outputs in self._run([rows[i] for i in short], options):
             indices = [short[i] for i in plan]
-            outputs = self._run([rows[i] for i in indices], states=options.chunking is not None)
             if options.chunking is not None:
                 for i, own in zip(indices, outputs, strict=True):
                     results[i] = self._chunk(rows[i], [(own, 0)], options)
@@ -337,6 +332,20 @@ class Embedder:
             assert result is not None
             yield result
 
+    def _run(self, rows: Sequence[_Row], options: _Options) -> Iterator[tuple[list[int], Outputs]]:
+        """Yield indices into ``rows`` with each one's mean (D,), or its token states (n, D), pass by pass."""
+        inputs = [TokenRow(row.encoding.input_ids, row.task.adapter_id) for row in rows]
+        try:
+            yield from self._passes.run(
+                self.engine, inputs, batch_tokens=options.batch_tokens, states=options.chunking is not None
+            )
+        except RowTooLargeError as error:
+            row = rows[error.index]
+            raise TextTooLargeError(
+                f"texts[{row.number}] must fit into memory, got {len(row.encoding)} tokens that do not; "
+                "free memory, cut the text, or use a smaller model"
+            ) from error
+
     def _chunk(self, row: _Row, parts: Iterable[TokenStates], options: _Options) -> Embedding:
         assert options.chunking is not None
         spans = chunk_spans(options.chunking, row.text, row.encoding)
@@ -346,32 +355,6 @@ class Embedder:
 
     def _finish(self, vectors: NDArray[np.float32], options: _Options) -> NDArray[Any]:
         return quantize(unit(vectors[:, : options.width]), options.dtype, self._ranges)
-
-    def _run(self, rows: Sequence[_Row], *, states: bool) -> list[NDArray[np.float32]]:
-        """Return each row's mean (D,), or its token states (n, D). A batch beyond the memory is halved, and so are
-        those after it.
-        """
-        batch = Batch.of([row.encoding.input_ids for row in rows], [row.task.adapter_id for row in rows])
-        try:
-            if states:
-                return np.split(self.engine.token_states(batch), batch.cu_seqlens[1:-1])
-            return list(self.engine.pool(batch))
-        except MemoryError as error:
-            if len(rows) == 1:
-                raise TextTooLargeError(
-                    f"texts[{rows[0].number}] must fit into memory, got {len(batch.input_ids)} tokens that do not; "
-                    "free memory, cut the text, or use a smaller model"
-                ) from error
-        if self._fitting_tokens is None:
-            warnings.warn(
-                f"a batch of {len(batch.input_ids)} tokens did not fit into memory and was halved, as are those to "
-                "come; pass a smaller batch_tokens to avoid the failed attempt",
-                MachineWarning,
-                stacklevel=2,
-            )
-        self._fitting_tokens = int(batch.lengths.max()) * ((len(rows) + 1) // 2)
-        middle = len(rows) // 2
-        return self._run(rows[:middle], states=states) + self._run(rows[middle:], states=states)
 
     def _check_width(self, dimensions: int | None) -> int:
         largest = self.config.hidden_size

@@ -18,6 +18,18 @@ def usable_cores(root: Path = Path("/")) -> int:
     return max(1, min([cores, *(math.ceil(quota) for quota in _quotas(root))]))
 
 
+def physical_cores(root: Path = Path("/")) -> int:
+    """Return the usable cores, where two threads of one core, which share its arithmetic units, count once."""
+    cores = usable_cores(root)
+    if not hasattr(os, "sched_getaffinity"):
+        return cores
+    siblings = set()
+    for cpu in os.sched_getaffinity(0):
+        path = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        siblings.add(path.read_text().strip() if path.exists() else str(cpu))
+    return min(cores, len(siblings))
+
+
 def _quotas(root: Path) -> list[float]:
     """Return the quotas, in cores, of this process's cgroups and of all above them."""
     quotas = []

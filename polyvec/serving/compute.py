@@ -6,7 +6,9 @@ Shape letters: D width, C chunks in a text, n tokens of a text.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -48,19 +50,19 @@ class Row:
 Outcome: TypeAlias = NDArray[np.float32] | PolyvecError
 
 
-def compute(engine: Engine, rows: Sequence[Row], *, max_tokens: int, again: bool = False) -> list[Outcome]:
+def compute(engine: Engine, rows: Sequence[Row], *, max_tokens: int, alone: bool = False) -> list[Outcome]:
     """Return a result or an error for each row. A batch that fails is halved until the culprit is alone.
 
-    A worker that died may have been killed for reasons of its own, so its batch is first tried again as it is. Rows
-    beyond ``max_tokens`` come alone.
+    Rows beyond ``max_tokens`` come alone. Raises ``WorkerLostError`` unless ``alone`` says that the engine computes
+    nothing else, for only then the death is this batch's.
     """
     try:
         results = _forward(engine, rows, max_tokens)
     except WorkerLostError:
-        if not again:
-            return compute(engine, rows, max_tokens=max_tokens, again=True)
+        if not alone:
+            raise
         if len(rows) == 1:
-            _log.error("the worker died twice on a row of %d tokens", len(rows[0]))
+            _log.error("the worker died again on a row of %d tokens", len(rows[0]))
             return [_failure()]
     except InputError as error:
         if len(rows) == 1:
@@ -73,7 +75,41 @@ def compute(engine: Engine, rows: Sequence[Row], *, max_tokens: int, again: bool
         return [result if np.isfinite(result).all() else _not_finite() for result in results]
     half = len(rows) // 2
     parts = (rows[:half], rows[half:])
-    return [outcome for part in parts for outcome in compute(engine, part, max_tokens=max_tokens, again=again)]
+    return [outcome for part in parts for outcome in compute(engine, part, max_tokens=max_tokens, alone=alone)]
+
+
+class Turns:
+    """Callers of one engine: many together, or one alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._together = 0
+        self._is_taken = False
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_taken)
+            self._together += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._together -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_taken)
+            self._is_taken = True
+            self._changed.wait_for(lambda: not self._together)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_taken = False
+                self._changed.notify_all()
 
 
 def _failure() -> ComputeError:

@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from polyvec.errors import InputError, PolyvecError
 from polyvec.inference.engines import Engine
 from polyvec.serving.caller import NOBODY, Caller
-from polyvec.serving.compute import Outcome, Row, compute
+from polyvec.serving.compute import Outcome, Row, Turns, compute
 from polyvec.serving.metrics import Metrics
 from polyvec.serving.queue import FairQueue, Job, offsets
 from polyvec.serving.tracing import Tracing
+from polyvec.serving.worker import WorkerLostError
 
 
 class OverloadedError(PolyvecError):
@@ -46,13 +47,42 @@ class DeadlineError(PolyvecError):
     """A request waited longer than it may."""
 
 
-@dataclass
-class _Lane:
-    """An engine and the one thread that calls it. ``batches`` counts those that it was given and has not finished."""
+_LANE_LEAST = 128  # tokens that make a pass on one core worth its call
+
+
+@dataclass(eq=False)
+class _Host:
+    """An engine and its threads. ``whole`` and ``beside`` count the batches that it has not finished: those on all its
+    cores, and those in its lanes.
+    """
 
     engine: Engine
-    thread: ThreadPoolExecutor
-    batches: int = 0
+    threads: ThreadPoolExecutor
+    turns: Turns
+    whole: int = 0
+    beside: int = 0
+
+    @classmethod
+    def of(cls, engine: Engine) -> _Host:
+        return cls(engine, ThreadPoolExecutor(engine.lanes, thread_name_prefix="engine"), Turns())
+
+    def next(self, waiting: int) -> tuple[Engine, int] | None:
+        """Return what computes some of ``waiting`` tokens now, and of how many; None when nothing should.
+
+        Few tokens go through all cores at once, many side by side. Behind what runs one more batch may wait at the
+        engine's door, but only a full one: a smaller one grows while it waits in the queue.
+        """
+        engine = self.engine
+        if engine.lanes > 1 and not self.whole:
+            free = engine.lanes - self.beside
+            fastest = engine.lane.batch_tokens
+            if free >= 0 and waiting >= (free * _LANE_LEAST or fastest):
+                return engine.lane, min(fastest, max(_LANE_LEAST, waiting // max(free, 1)))
+        at_most = 2 if engine.lanes == 1 else 1
+        if self.beside or self.whole >= at_most:
+            return None
+        enough = engine.batch_tokens if self.whole else 1
+        return (engine, engine.batch_tokens) if waiting >= enough else None
 
 
 class Scheduler:
@@ -75,7 +105,7 @@ class Scheduler:
         self.max_tokens, self.queue_tokens = max_tokens, queue_tokens
         self.draining = False
         self._metrics, self._tracing = metrics, tracing
-        self._lanes = [_Lane(engine, ThreadPoolExecutor(1, thread_name_prefix="engine")) for engine in engines]
+        self._hosts = [_Host.of(engine) for engine in engines]
         self._queue = FairQueue()
         self._pending_tokens = 0
         self._tokens_per_second = 1000.0  # a guess until the first batch; tells clients when to come back
@@ -85,18 +115,17 @@ class Scheduler:
         self._cache_rows = cache_rows
 
     def start(self) -> None:
-        # Two a lane: while one batch is computed, the next one already waits at the engine's door.
-        self._runs = [asyncio.create_task(self._run(lane)) for lane in self._lanes for _ in range(2)]
+        self._batches: set[asyncio.Task[None]] = set()  # the event loop itself keeps no task alive
+        self._dispatching = asyncio.create_task(self._dispatch())
 
     async def stop(self) -> None:
         """Refuse new work, finish what is in flight, then end."""
         self.draining = True
         while self._pending_tokens:
             await asyncio.sleep(0.01)
-        for run in self._runs:
-            run.cancel()
-        for lane in self._lanes:
-            lane.thread.shutdown()
+        self._dispatching.cancel()
+        for host in self._hosts:
+            host.threads.shutdown()
 
     def check_open(self) -> None:
         """Raise ``DrainingError``, or ``OverloadedError`` when the queue is full whatever comes."""
@@ -141,7 +170,7 @@ class Scheduler:
         return OverloadedError(
             f"the queue must hold at most {self.queue_tokens} tokens, got {self._pending_tokens} waiting and "
             f"{tokens} more; retry after the seconds in Retry-After",
-            math.ceil(self._pending_tokens / (self._tokens_per_second * len(self._lanes))),
+            math.ceil(self._pending_tokens / (self._tokens_per_second * len(self._hosts))),
         )
 
     async def _wait(self, results: Sequence[asyncio.Future[NDArray[np.float32]]], timeout: float) -> None:
@@ -193,40 +222,62 @@ class Scheduler:
         self._pending_tokens += tokens
         self._metrics.queue_tokens.set(self._pending_tokens)
 
-    async def _run(self, lane: _Lane) -> None:
+    async def _dispatch(self) -> None:
         while True:
-            # Behind a running batch only a full one goes; a smaller one grows while it waits in the queue.
-            if not self._queue.tokens or (lane.batches and self._queue.tokens < lane.engine.batch_tokens):
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            batch = self._queue.take(lane.engine.batch_tokens)
-            if not batch:
-                continue
-            started = time.monotonic()
-            for job in batch:
-                self._metrics.queue_seconds.observe(started - job.since)
-            lane.batches += 1
-            rows = [job.row for job in batch]
-            links = [job.link for job in batch]
-            with self._tracing.batch(links, rows=len(rows), tokens=sum(map(len, rows)), engine=lane.engine.name):
-                outcomes, seconds = await asyncio.get_running_loop().run_in_executor(
-                    lane.thread, self._timed, lane, rows
-                )
-            lane.batches -= 1
-            self._wake.set()
-            self._account(rows, seconds)
-            for job, outcome in zip(batch, outcomes, strict=True):
-                if job.result.done():
-                    continue
-                if isinstance(outcome, PolyvecError):
-                    job.result.set_exception(outcome)
-                else:
-                    job.result.set_result(outcome)
+            self._wake.clear()
+            while (found := self._next()) is not None:
+                host, engine, tokens = found
+                if batch := self._queue.take(tokens):
+                    if engine is host.engine:
+                        host.whole += 1
+                    else:
+                        host.beside += 1
+                    run = asyncio.create_task(self._run(host, engine, batch))
+                    self._batches.add(run)
+                    run.add_done_callback(self._batches.discard)
+            await self._wake.wait()
 
-    def _timed(self, lane: _Lane, rows: Sequence[Row]) -> tuple[list[Outcome], float]:
+    def _next(self) -> tuple[_Host, Engine, int] | None:
+        """Return the host with the least to do that takes more, with its ``next``."""
+        if not self._queue.tokens:
+            return None
+        for host in sorted(self._hosts, key=lambda host: host.whole + host.beside):
+            if (found := host.next(self._queue.tokens)) is not None:
+                return host, *found
+        return None
+
+    async def _run(self, host: _Host, engine: Engine, batch: Sequence[Job]) -> None:
         started = time.monotonic()
-        outcomes = compute(lane.engine, rows, max_tokens=self.max_tokens)
+        for job in batch:
+            self._metrics.queue_seconds.observe(started - job.since)
+        rows = [job.row for job in batch]
+        links = [job.link for job in batch]
+        with self._tracing.batch(links, rows=len(rows), tokens=sum(map(len, rows)), engine=engine.name):
+            outcomes, seconds = await asyncio.get_running_loop().run_in_executor(
+                host.threads, self._timed, host, engine, rows
+            )
+        if engine is host.engine:
+            host.whole -= 1
+        else:
+            host.beside -= 1
+        self._wake.set()
+        self._account(rows, seconds)
+        for job, outcome in zip(batch, outcomes, strict=True):
+            if job.result.done():
+                continue
+            if isinstance(outcome, PolyvecError):
+                job.result.set_exception(outcome)
+            else:
+                job.result.set_result(outcome)
+
+    def _timed(self, host: _Host, engine: Engine, rows: Sequence[Row]) -> tuple[list[Outcome], float]:
+        started = time.monotonic()
+        try:
+            with host.turns.together():
+                outcomes = compute(engine, rows, max_tokens=self.max_tokens)
+        except WorkerLostError:  # killed for a reason of its own, by this batch, or by one beside it
+            with host.turns.alone():
+                outcomes = compute(engine, rows, max_tokens=self.max_tokens, alone=True)
         return outcomes, time.monotonic() - started
 
     def _account(self, rows: Sequence[Row], seconds: float) -> None:

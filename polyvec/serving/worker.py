@@ -9,6 +9,7 @@ there is one child for each.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing
 import os
@@ -16,7 +17,9 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -58,118 +61,184 @@ class WorkerSettings:
 
 @dataclass(frozen=True)
 class _Facts:
+    """An engine's attributes, and those of its lane."""
+
     config: ModelConfig
     name: str
     batch_tokens: int
+    lanes: int
+    lane_tokens: int
+
+
+class _Child:
+    """One process, and the calls that it has not answered yet. Raises what opening the model raises."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._connection, theirs = _PROCESSES.Pipe()
+        self.process = _PROCESSES.Process(target=_work, args=(theirs, settings), daemon=True)
+        self.process.start()
+        theirs.close()
+        try:
+            said = self._connection.recv() if self._connection.poll(_START_SECONDS) else None
+        except EOFError:
+            said = None
+        if not isinstance(said, _Facts):
+            self._connection.close()
+            self.process.kill()
+            raise said if isinstance(said, PolyvecError) else WorkerLostError("the worker process did not come up")
+        self.facts = said
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._waiting: dict[int, Future[NDArray[np.float32]]] = {}
+        self.is_up = True
+        threading.Thread(target=self._read, name="worker-reader", daemon=True).start()
+
+    def call(self, method: str, on_lane: bool, batch: Batch) -> NDArray[np.float32]:
+        answer: Future[NDArray[np.float32]] = Future()
+        with self._lock:
+            if not self.is_up:
+                raise _lost()
+            number = next(self._numbers)
+            self._waiting[number] = answer
+            with suppress(OSError):  # the reader meets the same end and says it to all who wait
+                self._connection.send((number, method, on_lane, batch))
+        try:
+            return answer.result(_PASS_SECONDS)
+        except FutureTimeoutError:
+            self.process.kill()
+            raise _lost() from None
+
+    def end(self) -> None:
+        """End the process, which is idle; one that does not go within a second is killed."""
+        with self._lock, suppress(OSError):
+            self._connection.send(None)
+        self.process.join(1)
+        self.process.kill()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                number, answer = self._connection.recv()
+            except (EOFError, OSError):
+                break
+            with self._lock:
+                future = self._waiting.pop(number)
+            if isinstance(answer, PolyvecError):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+        with self._lock:
+            self.is_up = False
+            for future in self._waiting.values():
+                future.set_exception(_lost())
+            self._waiting.clear()
+        self._connection.close()
+
+
+def _lost() -> WorkerLostError:
+    return WorkerLostError("the worker process must finish a batch, got its end; the batch is retried")
+
+
+@dataclass
+class _WorkerLane:
+    """The lane of the engine in the child."""
+
+    worker: WorkerEngine
+    config: ModelConfig
+    name: str
+    batch_tokens: int
+    lanes: int = 1
+
+    @property
+    def lane(self) -> _WorkerLane:
+        return self
+
+    def pool(self, batch: Batch) -> NDArray[np.float32]:
+        return self.worker.call("pool", True, batch)
+
+    def token_states(self, batch: Batch) -> NDArray[np.float32]:
+        return self.worker.call("token_states", True, batch)
 
 
 class WorkerEngine:
-    """An ``Engine`` whose passes run in a child process. Call it from one thread at a time; ``close`` ends the child.
+    """An ``Engine`` whose passes run in a child process, to be called by as many threads at a time as it has lanes.
 
-    Raises what opening the model raises.
+    ``close`` ends the child. Raises what opening the model raises.
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         self._changed = threading.Condition()
-        self._connection: Connection[Any, Any] | None = None
         self._closing = False
-        facts = self._open()
+        self._last = _Child(settings)
+        self._child: _Child | None = self._last
+        facts = self._last.facts
         self.config, self.name, self.batch_tokens = facts.config, facts.name, facts.batch_tokens
+        self.lanes = facts.lanes
+        self._lane = _WorkerLane(self, facts.config, facts.name, facts.lane_tokens)
         self._keeper = threading.Thread(target=self._keep_alive, name="worker-keeper", daemon=True)
         self._keeper.start()
 
     @property
     def alive(self) -> bool:
         """A process is up and has its model."""
-        return self._connection is not None
+        return self._child is not None and self._child.is_up
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid
+        return self._last.process.pid
+
+    @property
+    def lane(self) -> _WorkerLane:
+        return self._lane
 
     def pool(self, batch: Batch) -> NDArray[np.float32]:
         """Return (B, D) mean-pooled vectors. Raises ``WorkerLostError``, or ``EngineError`` when the engine raised."""
-        return self._call("pool", batch)
+        return self.call("pool", False, batch)
 
     def token_states(self, batch: Batch) -> NDArray[np.float32]:
         """Return (N, D) states of the packed tokens. Raises as ``pool``."""
-        return self._call("token_states", batch)
+        return self.call("token_states", False, batch)
+
+    def call(self, method: str, on_lane: bool, batch: Batch) -> NDArray[np.float32]:
+        """Return what a method of the child's engine, or of its lane, gives. Raises as ``pool``."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.alive or self._closing, _START_SECONDS)
+            child = self._child
+        if child is None or not child.is_up:
+            raise WorkerLostError("the worker process must be up to compute, got none in time; see the log")
+        return child.call(method, on_lane, batch)
 
     def close(self) -> None:
-        """End the child, which is idle; one that is not within a second is killed."""
+        """End the child and do not start another."""
         with self._changed:
             self._closing = True
-            connection, self._connection = self._connection, None
+            self._child = None
             self._changed.notify_all()
-        if connection is not None:
-            connection.close()  # the child reads the end of it and goes
-        self._process.join(1)
-        self._process.kill()
+        self._last.end()
         self._keeper.join()
-
-    def _call(self, method: str, batch: Batch) -> NDArray[np.float32]:
-        with self._changed:
-            up = self._changed.wait_for(lambda: self._connection is not None or self._closing, _START_SECONDS)
-            connection = self._connection
-        if not up or connection is None:
-            raise WorkerLostError("the worker process must be up to compute, got none in time; see the log")
-        try:
-            connection.send((method, batch))
-            if not connection.poll(_PASS_SECONDS):
-                self._process.kill()
-                raise EOFError
-            answer = connection.recv()
-        except (EOFError, OSError) as error:
-            self._drop(connection)
-            raise WorkerLostError(
-                "the worker process must finish a batch, got its end; the batch is retried"
-            ) from error
-        if isinstance(answer, PolyvecError):
-            raise answer
-        states: NDArray[np.float32] = answer
-        return states
-
-    def _open(self) -> _Facts:
-        ours, theirs = _PROCESSES.Pipe()
-        process = _PROCESSES.Process(target=_work, args=(theirs, self._settings), daemon=True)
-        process.start()
-        theirs.close()
-        try:
-            said = ours.recv() if ours.poll(_START_SECONDS) else None
-        except EOFError:
-            said = None
-        if not isinstance(said, _Facts):
-            ours.close()
-            process.kill()
-            raise said if isinstance(said, PolyvecError) else WorkerLostError("the worker process did not come up")
-        with self._changed:
-            self._process, self._connection = process, ours
-            self._changed.notify_all()
-        return said
-
-    def _drop(self, connection: Connection[Any, Any]) -> None:
-        with self._changed:
-            if self._connection is connection:  # and not that of the process after it
-                self._connection = None
 
     def _keep_alive(self) -> None:
         while True:
-            self._process.join()
+            self._last.process.join()
             with self._changed:
-                self._connection = None
+                self._child = None
                 if self._closing:
                     return
-            _log.error("worker %s ended with code %s and is restarted", self.pid, self._process.exitcode)
+            _log.error("worker %s ended with code %s and is restarted", self.pid, self._last.process.exitcode)
             for pause in _pauses():
                 time.sleep(pause)
                 if self._closing:
                     return
                 try:
-                    self._open()
-                    break
+                    child = _Child(self._settings)
                 except PolyvecError as error:
                     _log.error("a worker did not start: %s", type(error).__name__)
+                    continue
+                with self._changed:
+                    self._last, self._child = child, child
+                    self._changed.notify_all()
+                break
 
 
 def _pauses() -> Iterator[float]:
@@ -190,20 +259,30 @@ def _work(connection: Connection[Any, Any], settings: WorkerSettings) -> None:
     except PolyvecError as error:
         connection.send(error)
         return
-    connection.send(_Facts(engine.config, engine.name, engine.batch_tokens))
-    while True:
+    facts = _Facts(engine.config, engine.name, engine.batch_tokens, engine.lanes, engine.lane.batch_tokens)
+    connection.send(facts)
+    sending = threading.Lock()
+
+    def answer(number: int, method: str, on_lane: bool, batch: Batch) -> None:
+        result: Any
         try:
-            method, batch = connection.recv()
-        except (EOFError, OSError):
-            return
-        answer: Any
-        try:
-            answer = getattr(engine, method)(batch)
+            result = getattr(engine.lane if on_lane else engine, method)(batch)
         except PolyvecError as error:
-            answer = error
+            result = error
         except Exception as error:  # whatever a runtime raises is the batch's fault until the scheduler finds whose
-            answer = EngineError(type(error).__name__)
-        connection.send(answer)
+            result = EngineError(type(error).__name__)
+        with sending, suppress(OSError):  # a parent that is gone waits for nothing
+            connection.send((number, result))
+
+    with ThreadPoolExecutor(engine.lanes) as threads:
+        while True:
+            try:
+                request = connection.recv()
+            except (EOFError, OSError):
+                return
+            if request is None:
+                return
+            threads.submit(answer, *request)
 
 
 def open_workers(settings: Sequence[WorkerSettings]) -> list[WorkerEngine]:

@@ -51,6 +51,20 @@ def test_without_cgroups_affinity_counts(tmp_path: Path) -> None:
     assert threads.usable_cores(tmp_path) == 16
 
 
+@pytest.mark.parametrize(("quota", "cores"), [("max", 8), ("300000", 3)])
+def test_two_threads_of_a_core_count_once(tmp_path: Path, quota: str, cores: int) -> None:
+    system(tmp_path, "0::/\n", cpu_max=f"{quota} 100000\n")
+    for cpu in range(16):
+        path = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"{cpu % 8},{cpu % 8 + 8}\n")
+    assert threads.physical_cores(tmp_path) == cores
+
+
+def test_without_a_topology_every_core_counts(tmp_path: Path) -> None:
+    assert threads.physical_cores(tmp_path) == 16
+
+
 def test_the_engine_takes_no_more_threads_than_it_may_run(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     for usable, asked, wanted in ((1, None, 1), (3, None, 3), (16, None, 0), (1, 2, 2)):  # 0: ONNX Runtime decides

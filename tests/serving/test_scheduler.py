@@ -21,6 +21,7 @@ from polyvec.serving.keys import ApiKey
 from polyvec.serving.metrics import Metrics
 from polyvec.serving.scheduler import DeadlineError, DrainingError, OverloadedError, Scheduler
 from polyvec.serving.tracing import Tracing
+from polyvec.serving.worker import WorkerLostError
 from polyvec.tasks import resolve_task
 
 POISON = 77
@@ -31,6 +32,7 @@ class Poisoned:
 
     def __init__(self, embedder: Embedder) -> None:
         self.inner, self.config, self.name, self.batch_tokens = embedder.engine, embedder.config, "poisoned", 256
+        self.lanes, self.lane = 1, self
         self.batches: list[int] = []
         self.nan = False
         self.gate = threading.Event()
@@ -115,6 +117,62 @@ def test_only_the_culprit_fails(embedder: Embedder, nan: bool) -> None:
     results, after = run(engine, work)
     assert [isinstance(result, ComputeError) for result in results] == [False] * 3 + [True] + [False] * 4
     np.testing.assert_allclose(after[0], results[0][0], atol=1e-6)
+
+
+class TwoLanes(Poisoned):
+    """Two passes at a time, and one death for both."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__(embedder)
+        self.lanes, self.lane = 2, Poisoned(embedder)
+        self.lane.pool = self.beside  # type: ignore[method-assign]
+        self.deaths = 0
+        self.inside = 0
+        self._together = threading.Barrier(2)
+
+    def beside(self, batch: Batch) -> NDArray[np.float32]:
+        self.inside += 1
+        is_poisoned, deaths = POISON in batch.input_ids, self.deaths
+        if self.inside <= 2:
+            self._together.wait(10)  # breaks unless both are inside
+        else:
+            self.gate.wait(0.02)  # long enough for another that should not be here
+        if is_poisoned:
+            self.deaths += 1
+        if is_poisoned or self.deaths > deaths:
+            raise WorkerLostError("the worker died")
+        return self.inner.pool(batch)
+
+
+def test_many_tokens_go_side_by_side_and_few_through_all_cores(embedder: Embedder) -> None:
+    rows = rows_of(embedder, [f"text {i} " * 20 for i in range(40)], ["separation"] * 40)
+    engine = TwoLanes(embedder)
+
+    async def work(scheduler: Scheduler) -> Any:
+        few = await scheduler.submit(rows[:1], timeout=30)
+        assert engine.batches == [1] and not engine.inside
+        return few, await asyncio.gather(*(scheduler.submit([row], timeout=30) for row in rows))
+
+    few, many = run(engine, work)
+    want = engine.inner.pool(Batch.of([row.encoding.input_ids for row in rows], [2] * 40))
+    np.testing.assert_allclose(few[0], want[0], atol=1e-6)
+    np.testing.assert_allclose(np.concatenate(many), want, atol=1e-6)
+    assert engine.inside > 2
+
+
+def test_a_death_is_not_blamed_on_the_batch_beside(embedder: Embedder) -> None:
+    """Rows so long that each is a pass alone: the one beside the culprit dies with it, and is computed again."""
+    texts = [f"text {i} " * 200 for i in range(6)]
+    rows = rows_of(embedder, texts, ["separation"] * 6)
+    rows[1].encoding.input_ids[1] = POISON
+    engine = TwoLanes(embedder)
+
+    async def work(scheduler: Scheduler) -> Any:
+        return await gather(*(scheduler.submit([row], timeout=30) for row in rows))
+
+    results = run(engine, work)
+    assert [isinstance(result, ComputeError) for result in results] == [i == 1 for i in range(6)]
+    assert engine.deaths == 2  # with the one beside, then alone
 
 
 def test_a_full_queue_says_when_to_come_back(embedder: Embedder) -> None:

@@ -21,11 +21,18 @@ class Engine(Protocol):
     ``name`` tells users what computes their vectors, such as ``onnx-int8`` or ``torch-float32``; ``batch_tokens`` is
     the number of tokens in a pass at which the engine is fastest. Both passes raise ``MemoryError`` for a batch that
     does not fit; the engine goes on working with smaller ones.
+
+    Where ``lanes`` is above 1, ``lane`` is the same model on one core, which that many threads may call at a time:
+    passes side by side never wait for one another, so many texts take less time, and few texts more.
     """
 
     config: ModelConfig
     name: str
     batch_tokens: int
+    lanes: int
+
+    @property
+    def lane(self) -> Engine: ...
 
     def pool(self, batch: Batch) -> NDArray[np.float32]:
         """Return (B, D) mean-pooled vectors, neither truncated nor normalised."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ from numpy.typing import NDArray
 
 from polyvec.errors import WeightsError
 from polyvec.inference.batching import Batch
-from polyvec.inference.threads import usable_cores
+from polyvec.inference.threads import physical_cores, usable_cores
 from polyvec.model.config import ModelConfig
 
 #: Precision of a graph to its file in a model folder.
 GRAPH_FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
+_LANE_TOKENS = 384  # what a layer writes must still lie in one core's cache when the next one reads it
+_LANE_BYTES = 300_000_000  # of weights: lanes hold them a second time, in the order in which kernels read them
 _OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
 _INPUTS = ["input_ids", "attention_mask", "task_ids"]
 #: ONNX Runtime would fuse the addition into the layer norm, whose kernel then takes ten times as long.
@@ -27,14 +30,17 @@ class OnnxEngine:
     container may use of them.
     """
 
-    batch_tokens = 1024  # larger is slower: what one layer writes must still lie in the cache when the next reads it
+    batch_tokens = 1024  # larger is slower: see _LANE_TOKENS
 
     def __init__(self, path: str | Path, config: ModelConfig, *, threads: int | None = None) -> None:
         self.config = config
         self.name = f"onnx-{'int8' if '.int8.' in Path(path).name else 'float32'}"
+        self._path = Path(path)
         options = self.session_options = ort.SessionOptions()
         cores = usable_cores()
         options.intra_op_num_threads = threads or (cores if cores < (os.cpu_count() or 1) else 0)  # 0: physical cores
+        weights = sum(file.stat().st_size for file in self._path.parent.glob("*.safetensors"))
+        self.lanes = (threads or physical_cores()) if weights <= _LANE_BYTES else 1
         options.log_severity_level = 3
         options.enable_mem_pattern = False  # plans memory for shapes that repeat; lengths vary
         # The arena keeps its buffers from batch to batch: asking the system for pages takes a fifth of the time.
@@ -50,6 +56,13 @@ class OnnxEngine:
         if [i.name for i in self._session.get_inputs()] != _INPUTS:
             found = [i.name for i in self._session.get_inputs()]
             raise WeightsError(f"{path} must take {_INPUTS}, got {found}; write it with polyvec export")
+
+    @cached_property
+    def lane(self) -> OnnxEngine:
+        """The same graph on one thread, for as many callers at a time as there are ``lanes``."""
+        lane = type(self)(self._path, self.config, threads=1)
+        lane.batch_tokens = _LANE_TOKENS
+        return lane
 
     def pool(self, batch: Batch) -> NDArray[np.float32]:
         """Return (B, D) mean-pooled vectors, neither truncated nor normalised."""

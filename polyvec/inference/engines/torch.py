@@ -36,6 +36,7 @@ class TorchEngine:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         self.config = encoder.config
+        self.lanes = 1
         self.batch_tokens = 32768 if self.device.type == "cuda" else 1024
         self.name = f"torch-{str(self.dtype).removeprefix('torch.')}"
         self._encoder = encoder.to(self.device, self.dtype).eval()
@@ -44,6 +45,11 @@ class TorchEngine:
                 layer.compile(backend=compiler, dynamic=True)
         if self.device.type == "cpu" and usable_cores() < torch.get_num_threads():
             torch.set_num_threads(usable_cores())  # torch knows affinity and no quota
+
+    @property
+    def lane(self) -> TorchEngine:
+        """Itself: torch's threads belong to the process."""
+        return self
 
     @torch.inference_mode()
     def pool(self, batch: Batch) -> NDArray[np.float32]:
