@@ -92,6 +92,7 @@ def run(settings: Settings) -> None:
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_STOP_SECONDS,
         server_header=False,
+        proxy_headers=False,  # nothing here asks where a request comes from
     )
     address = f"http://{settings.host}:{listener.getsockname()[1]}"
     print(f"polyvec serves {embedder.model_name} at {address}", file=sys.stderr, flush=True)

@@ -178,7 +178,10 @@ class Tokenizer:
         found: list[list[tuple[NDArray[np.int32], NDArray[np.int32]]]] = [[] for _ in strings]
         for group in _groups(parts, _GROUP_CHARACTERS):
             texts = [part for _, _, part in group]
-            encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+            if len(texts) == 1:  # without waking the threads of `tokenizers`
+                encodings = [self._tokenizer.encode(texts[0], add_special_tokens=False)]
+            else:
+                encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
             for (row, start, part), encoded in zip(group, encodings, strict=True):
                 ids = np.array(encoded.ids, dtype=np.int32)
                 flat = np.fromiter(itertools.chain.from_iterable(encoded.offsets), dtype=np.int32, count=2 * len(ids))
@@ -194,9 +197,10 @@ class Tokenizer:
 
     def _part_byte_runs(self, string: str, ids: NDArray[np.int32], offsets: NDArray[np.int32]) -> None:
         """Give each byte piece its own character, in place: `tokenizers` gives it the whole run of unknown ones."""
-        in_run = (self._byte_of_id[ids] >= 0) & (offsets[:, 1] - offsets[:, 0] > 1)
-        if not in_run.any():
+        is_byte = self._byte_of_id[ids] >= 0
+        if not is_byte.any():
             return
+        in_run = is_byte & (offsets[:, 1] - offsets[:, 0] > 1)
         same_run = in_run[1:] & in_run[:-1] & (offsets[1:] == offsets[:-1]).all(axis=1)
         edges = np.flatnonzero(~np.concatenate(([False], same_run, [False])))
         for first, stop in itertools.pairwise(edges):
@@ -230,19 +234,18 @@ class Tokenizer:
                 f"max_tokens must leave room for <s>, the prompt and </s>, got {max_tokens} for a prompt of "
                 f"{num_prompt_tokens} tokens; raise it or shorten the prompt"
             )
-        offsets = np.maximum(offsets - prompt_length, 0).astype(np.int32)
+        offsets = np.maximum(offsets - prompt_length, 0) if prompt_length else offsets
         num_kept = len(ids) if max_tokens is None else min(len(ids), max_tokens - 2)
         cut_characters = 0
         if num_kept < len(ids):
             kept_end = int(offsets[num_kept - 1, 1]) if num_kept else 0
             # One character can make many tokens: if its last ones are cut, it is not kept.
             cut_characters = text_length - min(kept_end, int(offsets[num_kept, 0]))
-        return Encoding(
-            input_ids=np.concatenate(([self.bos_token_id], ids[:num_kept], [self.eos_token_id])).astype(np.int32),
-            offsets=np.concatenate(([[0, 0]], offsets[:num_kept], [[text_length, text_length]])).astype(np.int32),
-            num_prefix_tokens=1 + num_prompt_tokens,
-            cut_characters=cut_characters,
-        )
+        # Filled in place: for a short text, joining arrays would cost as much as its tokens.
+        input_ids, whole = np.empty(num_kept + 2, np.int32), np.empty((num_kept + 2, 2), np.int32)
+        input_ids[0], input_ids[1:-1], input_ids[-1] = self.bos_token_id, ids[:num_kept], self.eos_token_id
+        whole[0], whole[1:-1], whole[-1] = 0, offsets[:num_kept], text_length
+        return Encoding(input_ids, whole, 1 + num_prompt_tokens, cut_characters)
 
 
 class _Boundaries:
