@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--part-rows", type=int, default=1024)
     parser.add_argument("--data", required=True, help="Parquet file.")
     parser.add_argument("--column", default="text")
+    parser.add_argument("--most-characters", type=int, default=10**9, help="Leave longer texts out.")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--systems", nargs="+", default=SYSTEMS)
     parser.add_argument("--folder", type=Path, help="Where to work; runs that are there already are kept.")
@@ -152,7 +153,8 @@ def main() -> None:
         if not (folder / "input").exists():
             (folder / "input").mkdir()
             table = pq.ParquetFile(options.data).read(columns=[options.column]).rename_columns(["text"])
-            texts = pa.table({"text": list(dict.fromkeys(table["text"].to_pylist()))[: options.texts]})
+            short = (text for text in table["text"].to_pylist() if len(text) <= options.most_characters)
+            texts = pa.table({"text": list(dict.fromkeys(short))[: options.texts]})
             pq.write_table(texts, folder / "input" / "a.parquet", row_group_size=4 * options.part_rows)
         mini = Embedder()
         if not (folder / "hf").exists():

@@ -113,8 +113,10 @@ def score(
     tasks: tuple[str, str] | None = None,
     chunks: Chunks | None = None,
     exact: Encode | None = None,
+    clusterings: int = _EXPERIMENTS,
 ) -> Score:
-    """Return the score of a model on a suite. ``tasks`` replaces the kind's own, as ArguAna wants text-matching twice.
+    """Return the score of a model on a suite. ``tasks`` replaces the kind's own, as ArguAna wants text-matching twice;
+    ``clusterings`` is how often texts are clustered, MTEB's ten times.
 
     For rankings, ``chunks`` gives several vectors of a passage, whose nearest counts, and ``exact`` the queries whose
     products with the nearest passages decide among them. Raises ``InputError`` for data that the kind cannot score and
@@ -147,7 +149,7 @@ def score(
     if not data.texts:
         raise InputError(f"{suite.label} must hold at least one text, got none; check the file")
     if suite.kind == "clustering":
-        return clustering(checked(data.texts, first), data.labels)
+        return clustering(checked(data.texts, first), data.labels, clusterings)
     if not data.train_texts:
         raise InputError(f"{suite.label} must hold texts to learn from, got no split 'train' or 'val'; add them")
     return classification(checked(data.train_texts, first), data.train_labels, checked(data.texts, first), data.labels)
@@ -227,8 +229,8 @@ def undersamples(labels: Sequence[str]) -> list[list[int]]:
     return samples
 
 
-def clustering(vectors: Vectors, labels: Sequence[str]) -> Score:
-    """Return the mean v-measure of ten mini-batch k-means, each on 16,384 texts drawn with replacement (MTEB's).
+def clustering(vectors: Vectors, labels: Sequence[str], clusterings: int = _EXPERIMENTS) -> Score:
+    """Return the mean v-measure of mini-batch k-means, each on 16,384 texts drawn with replacement (MTEB's).
 
     An observation is one clustering. Vectors (B, M).
     """
@@ -241,7 +243,7 @@ def clustering(vectors: Vectors, labels: Sequence[str]) -> Score:
     )
     draws = random.Random(_SEED)
     values = []
-    for _ in range(_EXPERIMENTS):
+    for _ in range(clusterings):
         chosen = draws.choices(range(len(labels)), k=_CLUSTERED)
         values.append(metrics.v_measure(true[chosen], kmeans.fit_predict(vectors[chosen])))
     return Score("v_measure", "mean", np.array(values)[:, None])
