@@ -115,8 +115,9 @@ class Worker:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)  # the parts say it, row by row
             stream = self.embedder.encode_stream(
-                texts, task=job.task, dimensions=job.dimensions, dtype=job.dtype, late_chunking=job.late_chunking
-            )
+                texts, task=job.task, dimensions=job.dimensions, dtype=job.dtype, late_chunking=job.late_chunking,
+                batch_tokens=self.embedder.engine.lane.batch_tokens,  # the same passes, and bits, on one core or two
+            )  # fmt: skip
             try:
                 return [Result.of(embedding) for embedding in stream]
             except Exception as error:

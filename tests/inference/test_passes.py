@@ -118,3 +118,16 @@ def test_lanes_change_no_vector(model_folder: Path, precision: str) -> None:
     vectors = two.encode(texts, task="separation")
     np.testing.assert_allclose(vectors, one.encode(texts, task="separation"), atol=2e-6)
     np.testing.assert_array_equal(vectors, two.encode(texts, task="separation"))  # whatever ran beside what
+
+
+@pytest.mark.parametrize("precision", ["onnx", "onnx-int8"])
+@pytest.mark.parametrize("count", [30, 300])
+def test_the_same_passes_give_the_same_bits_on_one_core_and_two(
+    model_folder: Path, precision: str, count: int
+) -> None:
+    texts = [f"router number {i} " * (1 + i % 9) for i in range(count)]
+    found = []
+    for threads in (1, 2):
+        model = Embedder(model_folder, engine=precision, threads=threads)
+        found.append(model.encode(texts, task="separation", batch_tokens=model.engine.lane.batch_tokens))
+    np.testing.assert_array_equal(*found)

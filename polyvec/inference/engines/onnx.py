@@ -17,7 +17,8 @@ from polyvec.model.config import ModelConfig
 
 #: Precision of a graph to its file in a model folder.
 GRAPH_FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
-_LANE_TOKENS = 384  # what a layer writes must still lie in one core's cache when the next one reads it
+_BATCH_TOKENS = 1024
+_ONE_CORE_TOKENS = 384  # what a layer writes must still lie in the core's cache when the next one reads it
 _LANE_BYTES = 300_000_000  # of weights: lanes hold them a second time, in the order in which kernels read them
 _OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
 _INPUTS = ["input_ids", "attention_mask", "task_ids"]
@@ -30,8 +31,6 @@ class OnnxEngine:
     container may use of them.
     """
 
-    batch_tokens = 1024  # larger is slower: see _LANE_TOKENS
-
     def __init__(self, path: str | Path, config: ModelConfig, *, threads: int | None = None) -> None:
         self.config = config
         self.name = f"onnx-{'int8' if '.int8.' in Path(path).name else 'float32'}"
@@ -41,6 +40,7 @@ class OnnxEngine:
         options.intra_op_num_threads = threads or (cores if cores < (os.cpu_count() or 1) else 0)  # 0: physical cores
         weights = sum(file.stat().st_size for file in self._path.parent.glob("*.safetensors"))
         self.lanes = (threads or physical_cores()) if weights <= _LANE_BYTES else 1
+        self.batch_tokens = _ONE_CORE_TOKENS if self.lanes == 1 and weights <= _LANE_BYTES else _BATCH_TOKENS
         options.log_severity_level = 3
         options.enable_mem_pattern = False  # plans memory for shapes that repeat; lengths vary
         # The arena keeps its buffers from batch to batch: asking the system for pages takes a fifth of the time.
@@ -60,9 +60,7 @@ class OnnxEngine:
     @cached_property
     def lane(self) -> OnnxEngine:
         """The same graph on one thread, for as many callers at a time as there are ``lanes``."""
-        lane = type(self)(self._path, self.config, threads=1)
-        lane.batch_tokens = _LANE_TOKENS
-        return lane
+        return self if self.lanes == 1 else type(self)(self._path, self.config, threads=1)
 
     def pool(self, batch: Batch) -> NDArray[np.float32]:
         """Return (B, D) mean-pooled vectors, neither truncated nor normalised."""
