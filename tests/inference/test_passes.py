@@ -122,9 +122,7 @@ def test_lanes_change_no_vector(model_folder: Path, precision: str) -> None:
 
 @pytest.mark.parametrize("precision", ["onnx", "onnx-int8"])
 @pytest.mark.parametrize("count", [30, 300])
-def test_the_same_passes_give_the_same_bits_on_one_core_and_two(
-    model_folder: Path, precision: str, count: int
-) -> None:
+def test_the_same_passes_give_the_same_bits_on_one_core_and_two(model_folder: Path, precision: str, count: int) -> None:
     texts = [f"router number {i} " * (1 + i % 9) for i in range(count)]
     found = []
     for threads in (1, 2):
