@@ -30,6 +30,8 @@ from polyvec.serving.queue import FairQueue, Job, offsets
 from polyvec.serving.tracing import Tracing
 from polyvec.serving.worker import WorkerLostError
 
+_LANE_LEAST = 128  # tokens that make a pass on one core worth its call
+
 
 class OverloadedError(PolyvecError):
     """The queue is full; ``retry_after`` is in seconds."""
@@ -45,9 +47,6 @@ class DrainingError(PolyvecError):
 
 class DeadlineError(PolyvecError):
     """A request waited longer than it may."""
-
-
-_LANE_LEAST = 128  # tokens that make a pass on one core worth its call
 
 
 @dataclass(eq=False)
@@ -108,7 +107,9 @@ class Scheduler:
         self._hosts = [_Host.of(engine) for engine in engines]
         self._queue = FairQueue()
         self._pending_tokens = 0
-        self._tokens_per_second = 1000.0  # a guess until the first batch; tells clients when to come back
+        self._tokens_per_second = (
+            1000.0  # of one engine; a guess until the first batch; tells clients when to come back
+        )
         self._wake = asyncio.Event()
         self._in_flight: dict[bytes, Job] = {}
         self._cache: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
@@ -256,12 +257,12 @@ class Scheduler:
             outcomes, seconds = await asyncio.get_running_loop().run_in_executor(
                 host.threads, self._timed, host, engine, rows
             )
+        self._account(rows, seconds, side_by_side=min(max(host.beside, 1), host.engine.lanes))
         if engine is host.engine:
             host.whole -= 1
         else:
             host.beside -= 1
         self._wake.set()
-        self._account(rows, seconds)
         for job, outcome in zip(batch, outcomes, strict=True):
             if job.result.done():
                 continue
@@ -280,9 +281,9 @@ class Scheduler:
                 outcomes = compute(engine, rows, max_tokens=self.max_tokens, alone=True)
         return outcomes, time.monotonic() - started
 
-    def _account(self, rows: Sequence[Row], seconds: float) -> None:
+    def _account(self, rows: Sequence[Row], seconds: float, *, side_by_side: int) -> None:
         lengths = [len(row) for row in rows]
-        self._tokens_per_second += 0.1 * (sum(lengths) / max(seconds, 1e-6) - self._tokens_per_second)
+        self._tokens_per_second += 0.1 * (side_by_side * sum(lengths) / max(seconds, 1e-6) - self._tokens_per_second)
         self._metrics.batch_rows.observe(len(rows))
         self._metrics.batch_tokens.observe(sum(lengths))
         self._metrics.padding_tokens.inc(max(lengths) * len(lengths) - sum(lengths))
