@@ -286,7 +286,7 @@ def against_offline(server: Server, mixes: Sequence[str], options: Any) -> None:
 
 
 def overload(server: Server, options: Any) -> None:
-    """Print goodput and percentiles at 0.5, 0.8 and 1.2 of the capacity."""
+    """Print goodput and percentiles at 0.5 to 1.5 of the capacity."""
     embedder = Embedder()
     port = server.port
     texts = texts_of("mixed")
@@ -296,7 +296,7 @@ def overload(server: Server, options: Any) -> None:
     capacity = asyncio.run(closed_loop(port, requests, 64, 2 * options.seconds)).tokens_per_second
     print("\n| offered, of capacity | answered, of capacity | p50 ms | p99 ms | refused | p50, p99 of a refusal ms |")
     print("|---|---|---|---|---|---|")
-    for load in (0.5, 0.8, 1.2):
+    for load in (0.5, 0.8, 1.2, 1.5):
         run = asyncio.run(open_loop(port, requests, load * capacity, 3 * options.seconds))
         total = sum(map(len, run.latencies.values()))
         refused = len(run.latencies.get(429, []))
