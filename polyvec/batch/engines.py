@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from polyvec.batch.cores import take_cores
 from polyvec.batch.formats import Receipt
 from polyvec.batch.job import Job
 from polyvec.batch.plan import Run, SliceFacts, read_run, slice_facts
@@ -64,14 +65,15 @@ class _Given:
     schema: Any
     threads: int
     memory_mb: float | None
+    has_gpu: bool
 
 
 class OnRay:
     """A Ray cluster at ``address``: ``auto`` for the one of this machine, or ``ray://HOST:PORT``.
 
-    A reader's slices stream to ``workers`` actors, each with one model, ``cpus`` cores, ``gpus`` of a GPU and
-    ``memory_mb`` that no text may exceed; Ray holds readers back, restarts what dies and runs again what was lost.
-    Raises ``InputError`` for a cluster that cannot be reached or that is too small.
+    A reader's slices stream to ``workers`` actors, each with one model, ``cpus`` cores (its own, without a GPU),
+    ``gpus`` of a GPU and ``memory_mb`` that no text may exceed; Ray holds readers back, restarts what dies and runs
+    again what was lost. Raises ``InputError`` for a cluster that cannot be reached or that is too small.
     """
 
     def __init__(
@@ -125,7 +127,8 @@ class OnRay:
         if not runs:
             return
         # By value: what an actor is made from must outlive every node, or it could not be made again.
-        given = pickle.dumps(_Given(fs, job, folder, schema, max(1, int(self._cpus)), self._memory_mb))
+        threads = max(1, int(self._cpus))
+        given = pickle.dumps(_Given(fs, job, folder, schema, threads, self._memory_mb, self._gpus > 0))
         workers = min(self.workers, sum(len(run.parts) for run in runs))
         resources = {"num_cpus": self._cpus, "num_gpus": self._gpus, "memory": (self._memory_mb or 0) * 2**20}
         slices = self._items([pickle.dumps((fs, run, job)) for run in runs]).flat_map(_read, num_cpus=0)
@@ -199,9 +202,12 @@ class _Embed:
         is_lending, part, piece = work
         given = self._given
         try:
-            self._worker = self._worker or Worker(
-                given.job, given.folder, given.schema, threads=given.threads, memory_mb=given.memory_mb
-            )
+            if self._worker is None:
+                if not given.has_gpu:
+                    take_cores(given.threads)
+                self._worker = Worker(
+                    given.job, given.folder, given.schema, threads=given.threads, memory_mb=given.memory_mb
+                )
             receipt = self._worker.lend(part, piece) if is_lending else self._worker.finish(part, piece)
         except PolyvecError as error:
             return error
