@@ -34,8 +34,8 @@ def take_cores(count: int, folder: Path | None = None) -> frozenset[int]:
             except OSError:
                 file.close()
     if len(taken) < count:
-        for file in taken.values():
-            file.close()
+        for lock in taken.values():
+            lock.close()
         return frozenset()
     os.sched_setaffinity(0, taken)
     _held.extend(taken.values())
