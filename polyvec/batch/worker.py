@@ -43,6 +43,8 @@ class Worker:
                 f"{self.embedder.weights_hash} for {job.stamp['weights']}; put one model on shared disk"
             )
         self._prompt = resolve_task(job.task, self.embedder.config.prompts).prompt
+        # The same passes, and so the same bits, on one core or two. Before the ceiling: a lane is a part of the model.
+        self._pass_tokens = self.embedder.engine.lane.batch_tokens
         self._lent = lru_cache(maxsize=_LENT_IN_MEMORY)(self._read_lent)
         if memory_mb is not None:
             set_ceiling(memory_mb)
@@ -116,7 +118,7 @@ class Worker:
             warnings.simplefilter("ignore", TruncationWarning)  # the parts say it, row by row
             stream = self.embedder.encode_stream(
                 texts, task=job.task, dimensions=job.dimensions, dtype=job.dtype, late_chunking=job.late_chunking,
-                batch_tokens=self.embedder.engine.lane.batch_tokens,  # the same passes, and bits, on one core or two
+                batch_tokens=self._pass_tokens,
             )  # fmt: skip
             try:
                 return [Result.of(embedding) for embedding in stream]
