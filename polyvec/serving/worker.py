@@ -236,8 +236,13 @@ class WorkerEngine:
                     _log.error("a worker did not start: %s", type(error).__name__)
                     continue
                 with self._changed:
-                    self._last, self._child = child, child
-                    self._changed.notify_all()
+                    is_late = self._closing
+                    if not is_late:
+                        self._last, self._child = child, child
+                        self._changed.notify_all()
+                if is_late:  # the server stopped while this one started
+                    child.end()
+                    return
                 break
 
 
@@ -249,7 +254,11 @@ def _pauses() -> Iterator[float]:
 
 def _work(connection: Connection[Any, Any], settings: WorkerSettings) -> None:
     """The child: open the model, then answer batches until the parent closes the pipe or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to parent and child; the parent decides
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # terminals and supervisors tell parent and child; the parent decides
+        signal.signal(number, signal.SIG_IGN)
     if settings.cpus is not None:
         os.sched_setaffinity(0, settings.cpus)
     try:

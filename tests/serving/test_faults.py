@@ -179,8 +179,9 @@ def test_another_origin_may_call_only_where_it_is_named(client: httpx.Client, em
         assert "access-control-allow-credentials" not in answer.headers
 
 
+@pytest.mark.parametrize("to_all", [False, True], ids=["to the server", "to its worker too, as some supervisors do"])
 def test_sigterm_answers_all_that_is_in_flight(
-    model_folder: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch, to_all: bool
 ) -> None:
     monkeypatch.setenv("FAULTY_PASS_SECONDS", "0.3")
     process, url = start("--model", model_folder, program=(FAULTY,))
@@ -195,6 +196,10 @@ def test_sigterm_answers_all_that_is_in_flight(
             line = next(x for x in client.get("/metrics").text.splitlines() if x.startswith("polyvec_queue_tokens "))
             seen.append(float(line.split()[1]))
             assert not asked.done(), (total, max(seen))
+        if to_all:
+            worker = worker_pid(process)
+            assert worker is not None
+            os.kill(worker, signal.SIGTERM)
         process.terminate()
         while (ready := client.get("/ready")).status_code == 200:
             pass
@@ -208,4 +213,4 @@ def test_sigterm_answers_all_that_is_in_flight(
     for i, answer in enumerate(answers):
         if answer.status_code == 200:
             check(answer, expected[i][None])
-    assert process.returncode in (0, -signal.SIGTERM) and "Traceback" not in log
+    assert process.returncode in (0, -signal.SIGTERM) and "Traceback" not in log and "restarted" not in log
