@@ -219,9 +219,10 @@ def page(cells: Cells, speed: Row | None, commit: str) -> str:
         "naive chunks": {**graph, **full, "variant": "naive-chunks"},
     }
     rows_read = sorted({len(r["observations"]) for r in cells.find(model=MINI, kind="sts")})
+    turns = min(len(system["seconds"]) for system in speed["systems"].values()) if speed else 0
     told_speed = (
         f"Speed: {speed['texts']} texts of {speed['characters'] // speed['texts']} characters on average, "
-        f"medians of five turns: {speed['where']}."
+        f"medians of {turns} turns: {speed['where']}."
         if speed
         else ""
     )
