@@ -84,11 +84,12 @@ class Passes:
             bounds = (batch_tokens or fastest, self._fitting_tokens)
             return plan_batches(lengths, batch_tokens=min(bound for bound in bounds if bound is not None))
 
-        if engine.lanes > 1:
+        fewest = _PASSES_A_LANE * engine.lanes
+        if engine.lanes > 1 and len(lengths) >= fewest:  # before a lane is opened, which one query never needs
             found = plans(engine.lane.batch_tokens)
             # A long row is enough work for all cores, and takes memory that is not there for every lane.
             small = [len(plan) * lengths[plan[0]] <= engine.batch_tokens for plan in found]
-            if sum(small) >= _PASSES_A_LANE * engine.lanes:
+            if sum(small) >= fewest:
                 aside = [plan for plan, is_small in zip(found, small, strict=True) if is_small]
                 return aside, [plan for plan, is_small in zip(found, small, strict=True) if not is_small]
         return [], plans(engine.batch_tokens)
@@ -114,12 +115,17 @@ class Passes:
         return [output for half in halves for output in self._halving(engine, rows, half, states)]
 
 
+def run_pass(engine: Engine, rows: Sequence[TokenRow], *, states: bool) -> Outputs:
+    """Return the outputs of one pass. Raises what the engine raises."""
+    batch = Batch.of([row.input_ids for row in rows], [row.adapter_id for row in rows])
+    if states:
+        return np.split(engine.token_states(batch), batch.cu_seqlens[1:-1])
+    return list(engine.pool(batch))
+
+
 def _try(engine: Engine, rows: Sequence[TokenRow], states: bool) -> Outputs | None:
     """Return the outputs of one pass, or None where they did not fit into memory."""
-    batch = Batch.of([row.input_ids for row in rows], [row.adapter_id for row in rows])
     try:
-        if states:
-            return np.split(engine.token_states(batch), batch.cu_seqlens[1:-1])
-        return list(engine.pool(batch))
+        return run_pass(engine, rows, states=states)
     except MemoryError:
         return None

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyvec.errors import InputError, PolyvecError
-from polyvec.inference.batching import Batch
 from polyvec.inference.engines import Engine
 from polyvec.inference.late_chunking import TokenStates, chunk_means, window_states
+from polyvec.inference.passes import TokenRow, run_pass
 from polyvec.serving.worker import WorkerLostError
 from polyvec.text.chunking import Span
 from polyvec.text.tokenizer import Encoding
@@ -129,11 +129,12 @@ def _forward(engine: Engine, rows: Sequence[Row], max_tokens: int) -> list[NDArr
     if len(rows) == 1 and len(rows[0]) > max_tokens:  # only chunks are read in windows
         row = rows[0]
         return [_reduce(row, list(window_states(engine, row.encoding, row.adapter_id, max_tokens=max_tokens)), width)]
-    batch = Batch.of([row.encoding.input_ids for row in rows], [row.adapter_id for row in rows])
-    if not rows[0].needs_states:
-        return list(engine.pool(batch))
-    states = np.split(engine.token_states(batch), batch.cu_seqlens[1:-1])
-    return [_reduce(row, [(own, 0)], width) for row, own in zip(rows, states, strict=True)]
+    needs_states = rows[0].needs_states
+    inputs = [TokenRow(row.encoding.input_ids, row.adapter_id) for row in rows]
+    outputs = run_pass(engine, inputs, states=needs_states)
+    if not needs_states:
+        return outputs
+    return [_reduce(row, [(own, 0)], width) for row, own in zip(rows, outputs, strict=True)]
 
 
 def _reduce(row: Row, parts: list[TokenStates], width: int) -> NDArray[np.float32]:

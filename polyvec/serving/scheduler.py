@@ -65,6 +65,13 @@ class _Host:
     def of(cls, engine: Engine) -> _Host:
         return cls(engine, ThreadPoolExecutor(engine.lanes, thread_name_prefix="engine"), Turns())
 
+    def count(self, engine: Engine, number: int) -> None:
+        """Add ``number`` to the unfinished batches of the engine, or of its lane."""
+        if engine is self.engine:
+            self.whole += number
+        else:
+            self.beside += number
+
     def next(self, waiting: int) -> tuple[Engine, int] | None:
         """Return what computes some of ``waiting`` tokens now, and of how many; None when nothing should.
 
@@ -107,9 +114,7 @@ class Scheduler:
         self._hosts = [_Host.of(engine) for engine in engines]
         self._queue = FairQueue()
         self._pending_tokens = 0
-        self._tokens_per_second = (
-            1000.0  # of one engine; a guess until the first batch; tells clients when to come back
-        )
+        self._tokens_per_second = 1000.0  # of one engine, for Retry-After; a guess until the first batch
         self._wake = asyncio.Event()
         self._in_flight: dict[bytes, Job] = {}
         self._cache: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
@@ -229,10 +234,7 @@ class Scheduler:
             while (found := self._next()) is not None:
                 host, engine, tokens = found
                 if batch := self._queue.take(tokens):
-                    if engine is host.engine:
-                        host.whole += 1
-                    else:
-                        host.beside += 1
+                    host.count(engine, 1)
                     run = asyncio.create_task(self._run(host, engine, batch))
                     self._batches.add(run)
                     run.add_done_callback(self._batches.discard)
@@ -258,10 +260,7 @@ class Scheduler:
                 host.threads, self._timed, host, engine, rows
             )
         self._account(rows, seconds, side_by_side=min(max(host.beside, 1), host.engine.lanes))
-        if engine is host.engine:
-            host.whole -= 1
-        else:
-            host.beside -= 1
+        host.count(engine, -1)
         self._wake.set()
         for job, outcome in zip(batch, outcomes, strict=True):
             if job.result.done():

@@ -254,10 +254,7 @@ def _pauses() -> Iterator[float]:
 
 def _work(connection: Connection[Any, Any], settings: WorkerSettings) -> None:
     """The child: open the model, then answer batches until the parent closes the pipe or is gone."""
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # terminals and supervisors tell parent and child; the parent decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # told to parent and child alike; the parent decides
         signal.signal(number, signal.SIG_IGN)
     if settings.cpus is not None:
         os.sched_setaffinity(0, settings.cpus)
