@@ -117,7 +117,9 @@ def measure(system: str, folder: Path, number: int, options: argparse.Namespace)
     if system != "process":
         from ray.cluster_utils import Cluster
 
-        arguments = {"num_cpus": 2, "object_store_memory": 300_000_000, "include_dashboard": False}
+        # Of the peer's, reading and writing ask for a core each beside the models, and on two would wait for ever.
+        cores = 4 if system.startswith("sentence") else 2
+        arguments = {"num_cpus": cores, "object_store_memory": 300_000_000, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=arguments)
         address = cluster.address
     output = folder / f"{system}-{number}"

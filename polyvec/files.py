@@ -127,22 +127,25 @@ def column_names(path: Path) -> list[str]:
 
     Raises ``InputError`` for a file that cannot be read; an empty file has none.
     """
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        return parquet_columns(path)
+    if path.suffix.lower() == ".parquet":
+        return parquet_columns(path, str(path))
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            line = file.readline()
+            return text_columns(file.readline(), str(path), suffix=path.suffix.lower())
     except UnicodeDecodeError as error:
         raise _not_text(path, error) from error
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+def text_columns(line: str, name: str, *, suffix: str) -> list[str]:
+    """Return the columns that the first line of a file of text names, by its ``suffix``."""
     if suffix != ".jsonl":
         return next(csv.reader([line], delimiter="\t" if suffix == ".tsv" else ","), [])
     try:
         row = json.loads(line or "{}")
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:1 must be one JSON value, got {error}") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{name}:1 must be one JSON value, got {error}") from error
     return list(row) if isinstance(row, dict) else []
 
 
@@ -152,13 +155,13 @@ def checked_rows(rows: Iterable[Record], name: str, *, column: str, first: int =
         yield _checked(row, name, number, column)
 
 
-def parquet_columns(path: Path) -> list[str]:
-    """Return the names of a Parquet file's columns."""
+def parquet_columns(source: Any, name: str) -> list[str]:
+    """Return the names of the columns of a Parquet file, a path or an open one."""
     pa, pq = _pyarrow()
     try:
-        return list(pq.read_schema(path).names)
+        return list(pq.read_schema(source).names)
     except (pa.ArrowInvalid, FileNotFoundError) as error:
-        raise InputError(f"{path} must be a readable Parquet file, got: {error}") from error
+        raise InputError(f"{name} must be a readable Parquet file, got: {error}") from error
 
 
 def _checked(row: Record, name: str, number: int, column: str) -> Record | InputError:

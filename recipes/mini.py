@@ -56,7 +56,6 @@ from polyvec.training.adapters import switch_dropout_off
 from polyvec.training.checkpoint import Checkpoint
 from polyvec.training.distill import StaticStudent, co_occurrence_table, distillation_loss, grow
 from polyvec.training.loop import Schedule, fast_short_texts, train
-from polyvec.training.objectives import group_of
 from polyvec.training.run import Run
 from polyvec.training.stages import run_stage
 from polyvec.training.teachers import OnnxTeacher, combine, rotate_like
@@ -303,8 +302,8 @@ def search_pairs(data: Path) -> Iterator[Record]:
         for i, r in enumerate(pq.read_table(data / "train/pairs.parquet").to_pylist())
         if not overlaps(r["query"], r["passage"]) and (r["source"] != "debian-descriptions" or i % 4 == 0)
     ]
-    sizes = Counter(map(group_of, rows))
-    yield from (r for r in rows if sizes[group_of(r)] >= 300)
+    sizes = Counter((r["lang"], r["source"]) for r in rows)
+    yield from (r for r in rows if sizes[r["lang"], r["source"]] >= 300)
 
 
 def translations(data: Path) -> Iterator[Record]:

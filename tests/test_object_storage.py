@@ -107,3 +107,20 @@ def test_a_database_lies_there_and_is_searched(environment: dict[str, str], clie
     polyvec(environment, "index", tmp_path / "notes", "-d", database)
     found = polyvec(environment, "search", "router", "-d", database, "--json")
     assert [Path(json.loads(line)["source"]).name for line in found.splitlines()] == ["b.txt"]
+
+
+def test_training_reads_it_too(environment: dict[str, str], client: Any, model_folder: Path, tmp_path: Path) -> None:
+    pairs = [{"query": f"router {i}", "passage": f"It is number {i * i} of the house."} for i in range(12)]
+    data = "".join(json.dumps(pair) + "\n" for pair in pairs).encode()
+    client.put_object(Bucket=BUCKET, Key="pairs/a.jsonl", Body=data)
+    (tmp_path / "a.jsonl").write_bytes(data)
+    models = []
+    for source, where in ((f"s3://{BUCKET}/pairs/", environment), (str(tmp_path / "a.jsonl"), {})):
+        models.append(tmp_path / f"model-{len(models)}")
+        (tmp_path / "run.toml").write_text(
+            f'stage = "pairs"\ndata = ["{source}"]\noutput = "{models[-1]}"\nmodel = "{model_folder}"\n'
+            "steps = 2\nbatch_size = 8\nmax_tokens = 64\n"
+        )
+        polyvec(where, "train", tmp_path / "run.toml")
+    first, second = ((model / "model.safetensors").read_bytes() for model in models)
+    assert first == second != (model_folder / "model.safetensors").read_bytes()

@@ -15,8 +15,9 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from polyvec.batch.parts import table_bytes
-from polyvec.batch.storage import LANCE, Folder
+from polyvec.batch.storage import Folder
 from polyvec.errors import InputError, MissingExtraError
+from polyvec.inputs import LANCE
 
 #: What a finished part says of itself: ``part``, ``name`` of its file, ``bytes``, ``rows``, ``rejects`` and more.
 Receipt = dict[str, Any]

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyvec.batch.job import Job
-from polyvec.batch.storage import LANCE, InputFile
-from polyvec.errors import InputError, MissingExtraError
-from polyvec.files import CSV_SUFFIXES, Record, checked_rows, parquet_rows, text_rows
+from polyvec.errors import InputError
+from polyvec.files import Record
+from polyvec.inputs import InputFile, input_records
 
 _SLICE_CHARACTERS = 8_000_000  # a slice of long texts ends early: memory is bounded by characters, not by rows
 _UNIT_ROWS = 1 << 17  # of Parquet, whose row groups can be read by several readers
@@ -98,7 +98,10 @@ def read_rows(fs: Any, unit: Unit, job: Job) -> Iterator[Row]:
     """Yield the rows of a unit, those without a text with their fault."""
     name = unit.file.name
     number = unit.first_row
-    for record in _records(fs, unit, job):
+    records = input_records(
+        fs, unit.file, column=job.column, columns=job.columns(), row_groups=unit.row_groups, first=unit.first_row
+    )
+    for record in records:
         where = f"{name}:{number}"
         if isinstance(record, InputError):
             if number == 1 and "must have the column" in str(record):
@@ -127,35 +130,3 @@ def _row(record: Record, where: str, job: Job) -> Row:
     except UnicodeEncodeError:
         return Row(where, "", {}, "must be UTF-8 text, got bytes or surrogates that are none")
     return Row(where, text, kept)
-
-
-def _records(fs: Any, unit: Unit, job: Job) -> Iterator[Record | InputError]:
-    file = unit.file
-    try:
-        if file.suffix == ".parquet":
-            with fs.open_input_file(file.path) as opened:
-                yield from parquet_rows(
-                    opened, file.name, column=job.column, columns=job.columns(), row_groups=unit.row_groups,
-                    first=unit.first_row,
-                )  # fmt: skip
-            return
-        if file.suffix == LANCE:
-            yield from _lance_rows(file, job)
-            return
-        with file.open_text(fs, newline="" if file.suffix in CSV_SUFFIXES else None) as text:
-            yield from text_rows(text, file.name, suffix=file.suffix, column=job.column)
-    except (OSError, EOFError) as error:
-        raise InputError(f"{file.name} must be readable to its end, got: {error}") from error
-
-
-def _lance_rows(file: InputFile, job: Job) -> Iterator[Record | InputError]:
-    try:
-        import lance
-    except ImportError as error:
-        raise MissingExtraError.of("Lance", "lance") from error
-    try:
-        dataset = lance.dataset(file.path)
-        batches = dataset.to_batches(columns=[column for column in job.columns() if column in dataset.schema.names])
-    except (ValueError, OSError) as error:
-        raise InputError(f"{file.name} must be a readable Lance dataset, got: {error}") from error
-    yield from checked_rows((row for batch in batches for row in batch.to_pylist()), file.name, column=job.column)

@@ -21,10 +21,11 @@ from polyvec.batch.job import Job, changes
 from polyvec.batch.parts import part_table, record_schema
 from polyvec.batch.plan import Part, Plan, make_plan, runs_of
 from polyvec.batch.rows import units_of
-from polyvec.batch.storage import WORK, Folder, filesystem, input_files
+from polyvec.batch.storage import WORK, Folder
 from polyvec.batch.worker import cannot_write, receipt_name
 from polyvec.errors import InputError
 from polyvec.files import packed_width, storage_dtype
+from polyvec.inputs import filesystem, input_files
 
 MANIFEST = "_manifest.json"
 REJECTS = "_rejects.jsonl"

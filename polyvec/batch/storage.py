@@ -1,49 +1,15 @@
-"""A folder, local or by URL, whose files appear whole; the files of an input, by path, folder, glob or URL."""
+"""A folder, local or by URL, whose files appear whole."""
 
 from __future__ import annotations
 
 import json
-import re
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import translate
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from polyvec.errors import InputError, MissingExtraError
-from polyvec.files import TABLE_SUFFIXES, TEXT_SUFFIXES
+from polyvec.inputs import filesystem
 
 WORK = "_work"  # names that begin with _ are no data to Spark, DuckDB, Arrow and Hive
-LANCE = ".lance"  # a folder of this name is a dataset in that format
-_COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
-
-
-def is_url(location: str) -> bool:
-    return "://" in location
-
-
-def filesystem(location: str) -> tuple[Any, str]:
-    """Return the Arrow file system of a path or URL, and the path in it: Arrow's own, or else one of fsspec."""
-    try:
-        from pyarrow import ArrowInvalid, fs
-    except ImportError as error:
-        raise MissingExtraError.of("embedding into a folder", "parquet") from error
-    if not is_url(location):
-        return fs.LocalFileSystem(), str(Path(location).absolute())
-    try:
-        found, path = fs.FileSystem.from_uri(location)
-        return found, path
-    except (ArrowInvalid, NotImplementedError) as arrow_error:
-        try:
-            import fsspec
-
-            found, path = fsspec.core.url_to_fs(location)
-        except (ImportError, ValueError) as error:
-            raise InputError(f"{location} must be a URL of a known kind, got: {arrow_error}; {error}") from error
-        return fs.PyFileSystem(fs.FSSpecHandler(found)), path
-    except OSError as error:
-        raise InputError(f"{location} must be reachable, got: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -118,68 +84,3 @@ class Folder:
 
     def _at(self, name: str) -> str:
         return f"{self.path.rstrip('/')}/{name}".rstrip("/")
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """A file of an input. ``name`` is its path below what all files of the input share, for ids and messages."""
-
-    path: str
-    name: str
-    size_bytes: int
-
-    @property
-    def suffix(self) -> str:
-        """What tells the format, without the compression."""
-        path = Path(self.path)
-        return (Path(path.stem) if path.suffix in _COMPRESSED else path).suffix.lower()
-
-    def open_text(self, fs: Any, *, newline: str | None) -> IO[str]:
-        """Return the file as text; a byte that is not UTF-8 becomes a lone surrogate, which the row's check finds."""
-        import io
-
-        stream = fs.open_input_stream(self.path, compression=_COMPRESSED.get(Path(self.path).suffix))
-        return io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline=newline)
-
-
-def input_files(source: str) -> list[InputFile]:
-    """Return the files of a path, folder, glob or URL, in order of name; hidden ones are left out.
-
-    Raises ``InputError`` where there is none that polyvec reads.
-    """
-    from pyarrow.fs import FileType
-
-    fs, path = filesystem(source)
-    try:
-        info = fs.get_file_info(path)
-        if info.type == FileType.File:
-            return [InputFile(path, path.rsplit("/", 1)[-1], info.size)]
-        if info.type == FileType.Directory and path.rstrip("/").endswith(LANCE):
-            return [InputFile(source.rstrip("/"), path.rstrip("/").rsplit("/", 1)[-1], 0)]
-        if info.type == FileType.Directory:
-            found = list(_below(fs, path, re.compile(".*", re.DOTALL)))
-        elif any(c in path for c in "*?["):
-            base = re.split(r"[*?\[]", path)[0].rsplit("/", 1)[0]
-            # Of fnmatch, whose star crosses folders; ** reads as *.
-            found = list(_below(fs, base, re.compile(translate(path[len(base) + 1 :].replace("**", "*")))))
-        else:
-            raise InputError(f"input must be a file, folder, glob or URL, got {source}, which is not there")
-    except OSError as error:
-        raise InputError(f"input must be readable, got {source}: {error}") from error
-    if not found:
-        raise InputError(f"input must hold files ending in {', '.join(_SUFFIXES)} (.gz, .zst), got none in {source}")
-    return sorted(found, key=lambda file: file.name)
-
-
-_SUFFIXES = (*TEXT_SUFFIXES, *TABLE_SUFFIXES)
-
-
-def _below(fs: Any, base: str, pattern: re.Pattern[str]) -> Iterator[InputFile]:
-    from pyarrow.fs import FileSelector, FileType
-
-    for info in fs.get_file_info(FileSelector(base, recursive=True, allow_not_found=True)):
-        name = info.path[len(base) :].lstrip("/")
-        file = InputFile(info.path, name, info.size or 0)
-        is_hidden = any(part.startswith((".", "_")) for part in name.split("/"))
-        if info.type == FileType.File and not is_hidden and file.suffix in _SUFFIXES and pattern.fullmatch(name):
-            yield file

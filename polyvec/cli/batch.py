@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from polyvec.batch.storage import LANCE
 from polyvec.cli.common import make_stamp
 from polyvec.errors import InputError
 from polyvec.files import VECTOR_SUFFIXES
 from polyvec.inference.embedder import Embedder
+from polyvec.inputs import LANCE
 
 if TYPE_CHECKING:
     from polyvec.batch.engines import Place

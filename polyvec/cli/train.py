@@ -83,7 +83,7 @@ def _change(text: str) -> tuple[str, str]:
 @train_app.command()
 @plain_errors
 def adapter(
-    data: Annotated[list[Path], typer.Option(help="JSONL, CSV or Parquet of examples; repeat it.")],
+    data: Annotated[list[str], typer.Option(help="File, folder or URL of JSONL, CSV or Parquet; repeat it.")],
     kind: Annotated[
         str,
         typer.Option(
@@ -112,7 +112,7 @@ def adapter(
         raise InputError(f"kind must be one of {', '.join(_STAGES)}, got {kind!r}")
     _train(
         Run(
-            stage=_STAGES[kind], adapter=name, data=tuple(map(str, data)), output=str(output),
+            stage=_STAGES[kind], adapter=name, data=tuple(data), output=str(output),
             model=str(model or "polyvec-mini"), steps=steps, batch_size=batch_size, learning_rate=learning_rate,
             max_tokens=max_tokens, warmup_steps=max(1, steps // 10),
         )
@@ -124,7 +124,7 @@ def adapter(
 @train_app.command()
 @plain_errors
 def mine(
-    data: Annotated[Path, typer.Option(help="JSONL, CSV or Parquet with query and passage.")],
+    data: Annotated[str, typer.Option(help="File, folder or URL with query and passage.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="JSONL to write: the same with negatives.")],
     count: Annotated[int, typer.Option(help="Most negatives of a query.")] = 7,
     margin: Annotated[float, typer.Option(help="A negative's cosine is at most this part of the answer's.")] = 0.95,
@@ -144,7 +144,7 @@ def mine(
 @train_app.command()
 @plain_errors
 def cases(
-    data: Annotated[Path, typer.Option(help="JSONL, CSV or Parquet of the kind's columns.")],
+    data: Annotated[str, typer.Option(help="File, folder or URL with the kind's columns.")],
     kind: Annotated[
         str,
         typer.Option(
@@ -167,7 +167,7 @@ def cases(
 @train_app.command()
 @plain_errors
 def tokenizer(
-    data: Annotated[list[Path], typer.Option(help="JSONL, CSV or Parquet with text and lang; repeat it.")],
+    data: Annotated[list[str], typer.Option(help="File, folder or URL with text and lang; repeat it.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="tokenizer.json to write.")],
     vocab_size: Annotated[int, typer.Option(help="Pieces, special ones and bytes included.")] = 40_000,
     characters: Annotated[int, typer.Option(help="Text to learn from, all languages together.")] = 16_000_000,
@@ -177,7 +177,7 @@ def tokenizer(
     from dataclasses import asdict
 
     from polyvec.atomic import whole_file
-    from polyvec.files import read_records
+    from polyvec.inputs import read_input
     from polyvec.training.vocabulary import balanced_sample, fertility, train_unigram
 
     if vocab_size < 300 or characters < 1 or not 0 <= smoothing <= 1:
@@ -186,12 +186,12 @@ def tokenizer(
             f"{vocab_size}, {characters} and {smoothing}"
         )
     texts: dict[str, list[str]] = {}
-    for path in data:
-        for row in read_records(path):
+    for source in data:
+        for row in read_input(source, column="text"):
             if row["text"].strip():
                 texts.setdefault(str(row.get("lang") or "all"), []).append(row["text"])
     if not texts:
-        raise InputError(f"{', '.join(map(str, data))} must hold texts, got none")
+        raise InputError(f"{', '.join(data)} must hold texts, got none")
     trained = train_unigram(balanced_sample(texts, budget_chars=characters, smoothing=smoothing), vocab_size=vocab_size)
     with whole_file(output) as partial:
         trained.save(str(partial))

@@ -3,80 +3,77 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-Record = TypeVar("Record")
 
+class GroupedSampler:
+    """Draws a group, in proportion to its size to the power ``smoothing``, then numbers of its records, none twice.
 
-class GroupedSampler(Generic[Record]):
-    """Draws a group, in proportion to its size to the power ``smoothing``, then records of it without repeats.
-
-    A draw is a function of (seed, step) alone, so that a run can resume at any step. ``mass`` is the sum of all groups'
-    sizes to that power.
+    ``keys`` tells the group of each record, from number 0 on; a group of fewer than ``smallest`` is left out. A draw is
+    a function of (seed, step) alone, so that a run can resume at any step. ``mass`` is the sum of all groups' sizes to
+    that power. Eight bytes a record are kept.
     """
 
-    def __init__(
-        self, keyed: Iterable[tuple[Hashable, Record]], *, smallest: int, smoothing: float = 0.5, seed: int = 0
-    ) -> None:
-        groups: dict[Hashable, list[Record]] = {}
-        for key, record in keyed:
-            groups.setdefault(key, []).append(record)
-        self.groups: list[Sequence[Record]] = [rows for rows in groups.values() if len(rows) >= smallest]
-        self.mass, self._shares = _shares([len(rows) for rows in self.groups], smoothing)
+    def __init__(self, keys: Iterable[Hashable], *, smallest: int = 1, smoothing: float = 0.5, seed: int = 0) -> None:
+        groups: dict[Hashable, array[int]] = {}
+        for number, key in enumerate(keys):
+            groups.setdefault(key, array("q")).append(number)
+        self.groups = [numbers for numbers in groups.values() if len(numbers) >= smallest]
+        self.mass, self._shares = _shares([len(numbers) for numbers in self.groups], smoothing)
         self.seed = seed
 
-    def draw(self, step: int, count: int) -> list[Record]:
-        """Return ``count`` records of one group, fewer only if the group is smaller."""
+    def draw(self, step: int, count: int) -> list[int]:
+        """Return the numbers of ``count`` records of one group, fewer only if the group is smaller."""
         rng = np.random.default_rng((self.seed, step))
-        rows = self.groups[rng.choice(len(self.groups), p=self._shares)]
-        return [rows[i] for i in rng.choice(len(rows), size=min(count, len(rows)), replace=False)]
+        numbers = self.groups[rng.choice(len(self.groups), p=self._shares)]
+        return [numbers[i] for i in rng.choice(len(numbers), size=min(count, len(numbers)), replace=False)]
 
 
 @dataclass(frozen=True)
 class Classmates:
-    """Queries, each with another text of its class, and texts of other classes, with the numbers of their classes."""
+    """Numbers of queries, each with another text of its class, and of texts of other classes; and their classes'."""
 
-    queries: list[str]
-    positives: list[str]
+    queries: list[int]
+    positives: list[int]
     labels: list[int]
-    others: list[str]
+    others: list[int]
     other_labels: list[int]
 
 
 class LabelSampler:
-    """Draws labelled texts of one dataset; a draw is a function of (seed, step) alone."""
+    """Draws numbers of labelled texts of one dataset; a draw is a function of (seed, step) alone."""
 
     def __init__(
         self,
-        labelled: Iterable[tuple[Hashable, str, str]],
+        labelled: Iterable[tuple[Hashable, str]],
         *,
         per_class: int,
         smoothing: float = 0.5,
         seed: int = 0,
     ) -> None:
-        """``labelled`` yields (dataset, label, text). A class of fewer than ``per_class`` texts is left out, and so is
-        a dataset with fewer than two classes left; none at all may be left in ``datasets``."""
-        datasets: dict[Hashable, dict[str, list[str]]] = {}
-        for dataset, label, text in labelled:
-            datasets.setdefault(dataset, {}).setdefault(label, []).append(text)
+        """``labelled`` tells (dataset, label) of each text, from number 0 on. A class of fewer than ``per_class`` texts
+        is left out, and so is a dataset with fewer than two classes left; none at all may be left in ``datasets``."""
+        datasets: dict[Hashable, dict[str, array[int]]] = {}
+        for number, (dataset, label) in enumerate(labelled):
+            datasets.setdefault(dataset, {}).setdefault(label, array("q")).append(number)
         kept = [[t for t in classes.values() if len(t) >= per_class] for classes in datasets.values()]
         self.datasets = [classes for classes in kept if len(classes) > 1]
         self.mass, self._shares = _shares([sum(map(len, classes)) for classes in self.datasets], smoothing)
         self.per_class, self.seed = per_class, seed
 
-    def _draw(self, step: int) -> tuple[np.random.Generator, list[list[str]]]:
+    def _draw(self, step: int) -> tuple[np.random.Generator, Sequence[Sequence[int]]]:
         rng = np.random.default_rng((self.seed, step))
         return rng, self.datasets[rng.choice(len(self.datasets), p=self._shares)]
 
-    def draw(self, step: int, num_classes: int) -> tuple[list[str], list[int]]:
+    def draw(self, step: int, num_classes: int) -> tuple[list[int], list[int]]:
         """Return ``per_class`` texts of each of up to ``num_classes`` classes and their class numbers."""
         rng, classes = self._draw(step)
-        texts: list[str] = []
+        texts: list[int] = []
         labels: list[int] = []
         for label, i in enumerate(rng.choice(len(classes), size=min(num_classes, len(classes)), replace=False)):
             rows = classes[i]
@@ -100,7 +97,7 @@ class LabelSampler:
                 drawn.labels.append(label)
                 for other in rng.integers(len(classes) - 1, size=num_others).tolist():
                     other += other >= label  # any class but this
-                    drawn.others.append(classes[other][rng.integers(len(classes[other]))])
+                    drawn.others.append(classes[other][int(rng.integers(len(classes[other])))])
                     drawn.other_labels.append(other)
         return drawn
 

@@ -1,19 +1,24 @@
-"""What training reads from files: each file is a dataset of one kind, which its columns say, checked row by row."""
+"""What training reads: each source is a dataset of one kind, which its columns say, checked row by row.
+
+A source is a file, a folder or a glob, here or by URL. Its examples are checked once, in one pass, and written into the
+cache of Hugging Face's ``datasets``, from where they are mapped: memory does not grow with them, and a run draws them
+by number, so that it can go on at any step. The next run over the same files finds them there.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polyvec.data.filters import overlaps
-from polyvec.errors import InputError
-from polyvec.files import Record, column_names, read_records
+from polyvec.errors import InputError, MissingExtraError, PolyvecError
+from polyvec.files import Record
+from polyvec.inputs import filesystem, input_columns, input_files, read_input
 
 #: Kind of dataset -> columns. ``lang`` and ``source`` group a batch; ``negatives`` are hard ones of a query;
 #: ``embedding`` is a teacher's vector, as ``polyvec embed`` writes it.
@@ -38,66 +43,126 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 INFERENCE = ("entailment", "neutral", "contradiction")
 _FEWEST = 8  # examples; fewer teach nothing but themselves
+_BLOCK = 10_000  # examples that are in memory while all are walked through
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The examples of one file, all of one kind. ``left_out`` counts those that would teach nothing."""
+    """The examples of one source, all of one kind. ``left_out`` counts those that would teach nothing."""
 
-    path: Path
+    source: str
     kind: str
-    rows: list[Record]
+    rows: Any  # a datasets.Dataset; lang, source and negatives are there, empty where the source has none
     left_out: int = 0
 
+    def __len__(self) -> int:
+        return len(self.rows)
 
-def read_dataset(path: Path, stage: str) -> Dataset:
-    """Return the examples of a file for ``stage``: of the first kind of the stage whose columns the file has.
+    def take(self, numbers: Sequence[int]) -> list[Record]:
+        """Return the examples of these numbers, in that order."""
+        columns = self.rows[list(numbers)]
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    def walk(self, *columns: str) -> Iterator[tuple[Any, ...]]:
+        """Yield these columns of every example, in order."""
+        for block in self.rows.select_columns(list(columns)).iter(_BLOCK):
+            yield from zip(*(block[column] for column in columns), strict=True)
+
+    def embeddings(self, numbers: Sequence[int]) -> NDArray[np.float32]:
+        """Return the (n, D) teacher's vectors of these numbers."""
+        found: NDArray[np.float32] = self.rows.with_format("numpy", columns=["embedding"])[list(numbers)]["embedding"]
+        return found
+
+
+def read_dataset(source: str, stage: str) -> Dataset:
+    """Return the examples of a source for ``stage``: of the first kind of the stage whose columns it has.
 
     Stage ``pairs`` leaves out pairs that share nearly all their words (``overlaps``). Raises ``InputError`` naming
-    file, example and rule.
+    source, example and rule.
     """
-    kind = _kind_of(path, stage)
-    columns = COLUMNS[kind]
-    rows = read_examples(path, columns, stage)
-    kept = [row for row in rows if not overlaps(row[columns[0]], row[columns[1]])] if stage == "pairs" else rows
+    kind = _kind_of(source, stage)
+    rows = _stored(source, kind, stage)
+    if stage != "pairs":
+        return Dataset(source, kind, rows)
+    kept = [i for i, pair in enumerate(Dataset(source, kind, rows).walk(*COLUMNS[kind])) if not overlaps(*pair)]
     if not kept:
         raise InputError(
-            f"{path} must hold pairs that share less than 80 % of their words, got none in {len(rows)} examples; a "
+            f"{source} must hold pairs that share less than 80 % of their words, got none in {len(rows)} examples; a "
             "passage that repeats its query teaches to compare letters"
         )
-    return Dataset(path, kind, kept, left_out=len(rows) - len(kept))
+    return Dataset(source, kind, rows.select(kept), left_out=len(rows) - len(kept))
 
 
-def read_examples(path: Path, columns: tuple[str, ...], purpose: str) -> list[Record]:
-    """Return the rows of ``path``, each with ``columns``. Raises ``InputError`` naming file, example and rule.
+def read_examples(source: str, columns: tuple[str, ...], purpose: str) -> Iterator[Record]:
+    """Yield the examples of ``source``, each with ``columns``. Raises ``InputError`` naming source, example and rule.
 
-    Where labels or grades are read, they must differ: a file of one class teaches nothing.
+    Where labels or grades are read, they must differ: a source of one class teaches nothing.
     """
-    rows = [
-        _checked(row, columns, f"{path}: example {number}", purpose)
-        for number, row in enumerate(read_records(path, column=columns[0]), start=1)
-    ]
-    if len(rows) < _FEWEST:
-        raise InputError(f"{path} must hold at least {_FEWEST} examples, got {len(rows)}; add more")
-    for column in {"score", "label"} & set(columns):
-        if len({row[column] for row in rows}) == 1:
-            raise InputError(f"{path}: {column} must differ between examples, got {rows[0][column]!r} in all of them")
-    if "embedding" in columns and len(widths := {len(row["embedding"]) for row in rows}) > 1:
-        raise InputError(f"{path}: embedding must be of one teacher, got vectors of {sorted(widths)} numbers")
-    return rows
+    one_value = {column for column in ("score", "label") if column in columns}
+    first: Record = {}
+    number = 0
+    for number, record in enumerate(read_input(source, column=columns[0]), start=1):
+        row = _checked(record, columns, f"{source}: example {number}", purpose)
+        first = first or row
+        one_value = {column for column in one_value if row[column] == first[column]}
+        if "embedding" in columns and len(row["embedding"]) != len(first["embedding"]):
+            widths = sorted({len(row["embedding"]), len(first["embedding"])})
+            raise InputError(f"{source}: embedding must be of one teacher, got vectors of {widths} numbers")
+        yield row
+    if number < _FEWEST:
+        raise InputError(f"{source} must hold at least {_FEWEST} examples, got {number}; add more")
+    for column in one_value:
+        raise InputError(f"{source}: {column} must differ between examples, got {first[column]!r} in all of them")
 
 
-def _kind_of(path: Path, stage: str) -> str:
+def _stored(source: str, kind: str, stage: str) -> Any:
+    """Return the examples as a ``datasets.Dataset``, from its cache where they are there already."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError.of("training", "train") from error
+    text = datasets.Value("string")
+    types = {"score": datasets.Value("float64"), "embedding": datasets.List(datasets.Value("float32"))}
+    features = {column: types.get(column, text) for column in COLUMNS[kind]}
+    features |= {"lang": text, "source": text, "negatives": datasets.List(text)}
+    state = repr(input_files(source))  # no list: a list would be files to share out among processes
+    was_shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        return datasets.Dataset.from_generator(
+            _records, features=datasets.Features(features),
+            gen_kwargs={"source": source, "kind": kind, "stage": stage, "state": state},
+        )  # fmt: skip
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, PolyvecError):
+            raise error.__cause__ from None
+        raise
+    finally:
+        if was_shown:
+            datasets.enable_progress_bars()
+
+
+def _records(source: str, kind: str, stage: str, state: str) -> Iterator[Record]:
+    """Yield what is stored; ``state``, names, sizes and dates of the files, only tells a source from its later self."""
+    for row in read_examples(source, COLUMNS[kind], stage):
+        kept = {column: row[column] for column in COLUMNS[kind]}
+        if kind == "labelled":
+            kept["label"] = str(kept["label"])
+        shared = {column: str(row.get(column) or "") for column in ("lang", "source")}
+        yield {**kept, **shared, "negatives": row.get("negatives") or []}
+
+
+def _kind_of(source: str, stage: str) -> str:
     kinds = KINDS[stage]
-    if len(kinds) == 1 or not path.suffix:
+    if len(kinds) == 1:
         return kinds[0]  # whose columns the rows are checked for
-    names = set(column_names(path))
+    names = set(input_columns(filesystem(source)[0], input_files(source)[0]))
     for kind in kinds:
         if names.issuperset(COLUMNS[kind]):
             return kind
     wanted = "; or ".join(", ".join(COLUMNS[kind]) for kind in kinds)
     raise InputError(
-        f"{path}: example 1 must have the columns {wanted} for {stage}, got {', '.join(sorted(names)) or 'none'}"
+        f"{source}: example 1 must have the columns {wanted} for {stage}, got {', '.join(sorted(names)) or 'none'}"
     )
 
 
@@ -112,6 +177,11 @@ def _checked(row: Record, columns: tuple[str, ...], where: str, purpose: str) ->
     negatives = row.get("negatives")
     if negatives is not None and not (isinstance(negatives, list) and all(isinstance(n, str) for n in negatives)):
         raise InputError(f"{where}: 'negatives' must be a list of texts, got {negatives!r:.60}")
+    texts = (*(row[column] for column in columns), row.get("lang"), row.get("source"), *(negatives or ()))
+    try:
+        "".join(text for text in texts if isinstance(text, str)).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where} must be UTF-8 text, got bytes or surrogates that are none") from error
     if columns == COLUMNS["inference"] and row["label"] not in INFERENCE:
         raise InputError(f"{where}: 'label' must be one of {', '.join(INFERENCE)}, got {row['label']!r}")
     checks: dict[str, Callable[[Any, str], Any]] = {"score": _score, "embedding": _unit_vector}

@@ -24,7 +24,7 @@ CASES: dict[str, tuple[str, ...]] = {
 
 
 def mine_file(
-    embedder: Embedder, data: Path, output: Path, *, count: int = 7, margin: float = 0.95, progress: bool = False
+    embedder: Embedder, data: str, output: Path, *, count: int = 7, margin: float = 0.95, progress: bool = False
 ) -> tuple[int, int]:
     """Write the pairs of ``data`` as JSONL with up to ``count`` ``negatives`` each; return pairs and negatives written.
 
@@ -33,7 +33,7 @@ def mine_file(
     """
     if count < 1 or not 0 < margin <= 1:
         raise InputError(f"count must be at least 1 and margin between 0 and 1, got {count} and {margin}")
-    rows = read_examples(data, COLUMNS["pairs"], "mining")
+    rows = list(read_examples(data, COLUMNS["pairs"], "mining"))
     passages = list(dict.fromkeys(row["passage"] for row in rows))
     place = {passage: i for i, passage in enumerate(passages)}
     queries = [row["query"] for row in rows]
@@ -56,11 +56,11 @@ def mine_file(
     return _write(records(), output)
 
 
-def cases_file(embedder: Embedder, data: Path, output: Path, *, kind: str) -> tuple[int, int]:
+def cases_file(embedder: Embedder, data: str, output: Path, *, kind: str) -> tuple[int, int]:
     """Write the failure cases of ``kind``, one of ``CASES``, made from ``data``; return cases and negatives written."""
     if kind not in CASES:
         raise InputError(f"kind must be one of {', '.join(CASES)}, got {kind!r}")
-    rows = read_examples(data, CASES[kind], f"{kind} cases")
+    rows = list(read_examples(data, CASES[kind], f"{kind} cases"))
     if kind == "polar":
         cases = polar_cases(rows)
     elif kind == "quality":

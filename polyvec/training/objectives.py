@@ -14,17 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyvec.data.sampling import Classmates, GroupedSampler, LabelSampler
+from polyvec.data.sampling import GroupedSampler, LabelSampler
 from polyvec.errors import InputError
-from polyvec.files import Record
 from polyvec.losses import cosent, matryoshka, orthogonal_regularisation, pair_loss, separation_loss
 from polyvec.training.distill import distillation_loss
-from polyvec.training.examples import Dataset
+from polyvec.training.examples import COLUMNS, Dataset
 from polyvec.training.gradcache import Encode
 from polyvec.training.run import Run
 
 #: An encoder of texts and the number of a step to the step's loss.
 Objective = Callable[[Encode, int], Tensor]
+#: A query, its answer, and hard negatives.
+Pair = tuple[str, str, Sequence[str]]
+Draw = Callable[[int], list[Pair]]
 _SEPARATED = 4  # texts a class in a batch of the separation adapter
 
 
@@ -64,21 +66,17 @@ class _Part:
 def _part(run: Run, dataset: Dataset, tasks: Sequence[str | None], dims: Sequence[int]) -> _Part:
     if dataset.kind == "labelled":
         return _labelled(run, dataset, tasks[0], dims)
-    rows = _inferences(dataset.rows) if dataset.kind == "inference" else dataset.rows
-    sampler = GroupedSampler(((group_of(row), row) for row in rows), smallest=1, smoothing=run.smoothing, seed=run.seed)
+    if dataset.kind == "graded":
+        return _graded(run, dataset, tasks[0], dims)
+    draw, mass = (_inferences if dataset.kind == "inference" else _pairs)(run, dataset)
 
-    def graded(encode: Encode, step: int) -> Tensor:
-        drawn = [(r["text_a"], r["text_b"], r["score"]) for r in sampler.draw(step, run.batch_size)]
-        return graded_step(encode, drawn, task=tasks[0], dims=dims, temperature=run.temperature)
-
-    def pairs(encode: Encode, step: int) -> Tensor:
-        sides = ("text_a", "text_b") if dataset.kind == "equals" else ("query", "passage")
-        drawn = distinct(sampler.draw(step, run.batch_size), sides)
-        answers = {row[sides[1]] for row in drawn}
-        hard = [text for row in drawn for text in (row.get("negatives") or ())[: run.negatives]]
+    def loss(encode: Encode, step: int) -> Tensor:
+        drawn = distinct(draw(step))
+        answers = {answer for _, answer, _ in drawn}
+        hard = [text for _, _, negatives in drawn for text in negatives[: run.negatives]]
         return pair_step(
             encode,
-            [(row[sides[0]], row[sides[1]]) for row in drawn],
+            [(query, answer) for query, answer, _ in drawn],
             negatives=list(dict.fromkeys(text for text in hard if text not in answers)),
             tasks=(tasks[0], tasks[-1]),
             dims=dims,
@@ -88,55 +86,104 @@ def _part(run: Run, dataset: Dataset, tasks: Sequence[str | None], dims: Sequenc
             orthogonality=run.orthogonality,
         )
 
-    return _Part(graded if dataset.kind == "graded" else pairs, sampler.mass)
+    return _Part(loss, mass)
+
+
+def _sampler(run: Run, dataset: Dataset) -> GroupedSampler:
+    """Return one whose batches share language and source."""
+    return GroupedSampler(dataset.walk("lang", "source"), smoothing=run.smoothing, seed=run.seed)
+
+
+def _pairs(run: Run, dataset: Dataset) -> tuple[Draw, float]:
+    sampler = _sampler(run, dataset)
+    sides = COLUMNS[dataset.kind]
+
+    def draw(step: int) -> list[Pair]:
+        rows = dataset.take(sampler.draw(step, run.batch_size))
+        return [(row[sides[0]], row[sides[1]], row["negatives"]) for row in rows]
+
+    return draw, sampler.mass
+
+
+def _inferences(run: Run, dataset: Dataset) -> tuple[Draw, float]:
+    """Premises as queries of the hypotheses that they entail, with those that they contradict as negatives
+    (arXiv 1908.10084 and after; neutral ones are neither)."""
+    entailed: list[int] = []
+    groups: list[tuple[str, str]] = []
+    contradicted: dict[str, list[int]] = {}
+    for number, (premise, label, *group) in enumerate(dataset.walk("premise", "label", "lang", "source")):
+        if label == "entailment":
+            entailed.append(number)
+            groups.append((group[0], group[1]))
+        elif label == "contradiction":
+            contradicted.setdefault(premise, []).append(number)
+    sampler = GroupedSampler(groups, smoothing=run.smoothing, seed=run.seed)
+
+    def draw(step: int) -> list[Pair]:
+        rows = dataset.take([entailed[i] for i in sampler.draw(step, run.batch_size)])
+        negatives = [contradicted.get(row["premise"], []) for row in rows]
+        texts = iter([row["hypothesis"] for row in dataset.take([i for numbers in negatives for i in numbers])])
+        return [
+            (row["premise"], row["hypothesis"], [next(texts) for _ in numbers])
+            for row, numbers in zip(rows, negatives, strict=True)
+        ]
+
+    return draw, sampler.mass
+
+
+def _graded(run: Run, dataset: Dataset, task: str | None, dims: Sequence[int]) -> _Part:
+    sampler = _sampler(run, dataset)
+
+    def loss(encode: Encode, step: int) -> Tensor:
+        rows = dataset.take(sampler.draw(step, run.batch_size))
+        graded = [(row["text_a"], row["text_b"], row["score"]) for row in rows]
+        return graded_step(encode, graded, task=task, dims=dims, temperature=run.temperature)
+
+    return _Part(loss, sampler.mass)
 
 
 def _labelled(run: Run, dataset: Dataset, task: str | None, dims: Sequence[int]) -> _Part:
     per_class = 2 if run.stage == "classification" else _SEPARATED
-    sampler = LabelSampler(
-        ((group_of(row), str(row["label"]), row["text"]) for row in dataset.rows),
-        per_class=per_class,
-        smoothing=run.smoothing,
-        seed=run.seed,
-    )
+    labelled = (((lang, source), label) for lang, source, label in dataset.walk("lang", "source", "label"))
+    sampler = LabelSampler(labelled, per_class=per_class, smoothing=run.smoothing, seed=run.seed)
     if not sampler.datasets:
         raise InputError(
-            f"{dataset.path} must have at least two classes of {per_class} texts of one lang and source, got "
-            f"{len({str(row['label']) for row in dataset.rows})} labels in {len(dataset.rows)} examples; add examples"
+            f"{dataset.source} must have at least two classes of {per_class} texts of one lang and source, got "
+            f"{len({label for (label,) in dataset.walk('label')})} labels in {len(dataset)} examples; add examples"
         )
+
+    def texts_of(numbers: Sequence[int]) -> list[str]:
+        return [row["text"] for row in dataset.take(numbers)]
 
     def classification(encode: Encode, step: int) -> Tensor:
         drawn = sampler.draw_classmates(step, run.batch_size, run.negatives)
-        return classification_step(encode, drawn, task=task, dims=dims, temperature=run.temperature)
+        queries, passages = texts_of(drawn.queries), texts_of([*drawn.positives, *drawn.others])
+        labels = ([*drawn.labels], [*drawn.labels, *drawn.other_labels])
+        return classification_step(encode, queries, passages, labels, task=task, dims=dims, temperature=run.temperature)
 
     def separation(encode: Encode, step: int) -> Tensor:
-        drawn = sampler.draw(step, max(2, run.batch_size // per_class))
-        return separation_step(encode, *drawn, task=task, dims=dims, temperature=run.temperature)
+        numbers, labels = sampler.draw(step, max(2, run.batch_size // per_class))
+        return separation_step(encode, texts_of(numbers), labels, task=task, dims=dims, temperature=run.temperature)
 
     return _Part(classification if run.stage == "classification" else separation, sampler.mass)
 
 
 def _distillation(run: Run, dataset: Dataset, dims: Sequence[int], projection: Tensor | None) -> _Part:
-    sampler = GroupedSampler(
-        ((group_of(row), (row["text"], i)) for i, row in enumerate(dataset.rows)),
-        smallest=1,
-        smoothing=run.smoothing,
-        seed=run.seed,
-    )
-    targets = torch.from_numpy(np.stack([row["embedding"] for row in dataset.rows]))
+    sampler = _sampler(run, dataset)
+    width = dataset.embeddings([0]).shape[1]
     wanted = max(dims) if projection is None else projection.shape[1]
-    if targets.shape[1] != wanted:
+    if width != wanted:
         remedy = "set projection = true" if projection is None else "give every file one teacher's vectors"
-        raise InputError(f"{dataset.path}: embedding must have {wanted} numbers, got {targets.shape[1]}; {remedy}")
+        raise InputError(f"{dataset.source}: embedding must have {wanted} numbers, got {width}; {remedy}")
 
     def loss(encode: Encode, step: int) -> Tensor:
-        drawn = sampler.draw(step, run.batch_size)
-        own = [i for _, i in drawn]
-        others = np.random.default_rng((run.seed, step, 3)).integers(len(targets), size=run.others)
-        vectors = encode([text for text, _ in drawn], None)
+        own = sampler.draw(step, run.batch_size)
+        others = np.random.default_rng((run.seed, step, 3)).integers(len(dataset), size=run.others)
+        vectors = encode([row["text"] for row in dataset.take(own)], None)
+        targets = torch.from_numpy(dataset.embeddings([*own, *np.setdiff1d(others, own).tolist()]))
         return distillation_loss(
             vectors,
-            targets[[*own, *np.setdiff1d(others, own).tolist()]].to(vectors.device),
+            targets.to(vectors.device),
             dims=dims,
             relation=run.relation,
             temperature=run.temperature,
@@ -146,38 +193,14 @@ def _distillation(run: Run, dataset: Dataset, dims: Sequence[int], projection: T
     return _Part(loss, sampler.mass)
 
 
-def group_of(row: Record) -> tuple[str, str]:
-    """Return the language and source of an example: texts of one batch share both."""
-    return str(row.get("lang", "")), str(row.get("source", ""))
-
-
-def _inferences(rows: Sequence[Record]) -> list[Record]:
-    """Return premises as queries of the hypotheses that they entail, with those that they contradict as negatives
-    (arXiv 1908.10084 and after; neutral ones are neither)."""
-    contradicted: dict[str, list[str]] = {}
-    for row in rows:
-        if row["label"] == "contradiction":
-            contradicted.setdefault(row["premise"], []).append(row["hypothesis"])
-    return [
-        {
-            **{key: row[key] for key in ("lang", "source") if key in row},
-            "query": row["premise"],
-            "passage": row["hypothesis"],
-            "negatives": contradicted.get(row["premise"], []),
-        }
-        for row in rows
-        if row["label"] == "entailment"
-    ]
-
-
-def distinct(rows: Sequence[Record], sides: tuple[str, str] = ("query", "passage")) -> list[Record]:
-    """Return ``rows`` without false negatives, whose one or other side came before, case and spaces aside."""
-    seen: set[tuple[str, str]] = set()
+def distinct(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return ``pairs`` without false negatives, whose one or other side came before, case and spaces aside."""
+    seen: set[tuple[int, str]] = set()
     kept = []
-    for row in rows:
-        keys = {(side, " ".join(row[side].casefold().split())) for side in sides}
+    for pair in pairs:
+        keys = {(side, " ".join(text.casefold().split())) for side, text in enumerate(pair[:2])}
         if not keys & seen:
-            kept.append(row)
+            kept.append(pair)
         seen |= keys
     return kept
 
@@ -228,18 +251,25 @@ def _graded_loss(first: Tensor, second: Tensor, *, grades: Tensor, temperature: 
 
 
 def classification_step(
-    encode: Encode, drawn: Classmates, *, task: str | None, dims: Sequence[int], temperature: float = 0.05
+    encode: Encode,
+    queries: Sequence[str],
+    passages: Sequence[str],
+    labels: tuple[Sequence[int], Sequence[int]],
+    *,
+    task: str | None,
+    dims: Sequence[int],
+    temperature: float = 0.05,
 ) -> Tensor:
-    """Each text finds its classmate among the others' and among texts of other classes, both ways.
+    """Each query finds its classmate, the passage of its number, among all passages, and each of those its query.
 
-    The paper marks the texts of a tuple with an id so that a classmate among the negatives is told apart. Here a
-    classmate is no negative at all: the loss leaves it out, and no text is read that is not the user's.
+    ``labels`` are the classes of queries and of passages. The paper marks the texts of a tuple with an id so that a
+    classmate among the negatives is told apart. Here a classmate is no negative at all: the loss leaves it out, and no
+    text is read that is not the user's.
     """
-    queries = encode(drawn.queries, task)
-    passages = encode([*drawn.positives, *drawn.others], task)
-    labels = torch.tensor([*drawn.labels, *drawn.other_labels], device=queries.device)
-    related = labels[: len(queries)].unsqueeze(1) == labels
-    return matryoshka(pair_loss, queries, passages, dims=dims, related=related, temperature=temperature)
+    vectors = encode(queries, task), encode(passages, task)
+    classes = [torch.tensor(of_side, device=vectors[0].device) for of_side in labels]
+    related = classes[0].unsqueeze(1) == classes[1]
+    return matryoshka(pair_loss, *vectors, dims=dims, related=related, temperature=temperature)
 
 
 def separation_step(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +22,6 @@ from polyvec.atomic import check_new_folder
 from polyvec.data.masking import IGNORED, mask_words, word_starts
 from polyvec.data.sampling import GroupedSampler
 from polyvec.errors import InputError
-from polyvec.files import Record
 from polyvec.inference.batching import plan_batches
 from polyvec.model.config import ModelConfig, mini, tiny
 from polyvec.model.encoder import Encoder
@@ -65,12 +65,12 @@ def run_stage(
         checkpoint = Checkpoint(output / "checkpoint.safetensors", every=run.save_every, run=asdict(run))
         if not checkpoint.path.exists():
             check_new_folder(output)
-        datasets = [read_dataset(Path(path), run.stage) for path in run.data]
+        datasets = [read_dataset(source, run.stage) for source in run.data]
         for dataset in datasets:
             if dataset.left_out:
-                total = len(dataset.rows) + dataset.left_out
+                total = len(dataset) + dataset.left_out
                 notice(
-                    f"{dataset.path}: left out {dataset.left_out} of {total} pairs that share nearly all their words"
+                    f"{dataset.source}: left out {dataset.left_out} of {total} pairs that share nearly all their words"
                 )
         encoder, tokenizer, companions = _open(run)
         if not run.dropout:
@@ -133,8 +133,7 @@ def _prepare(
 ) -> tuple[list[Group], Shares, Work]:
     """Return what learns, the shares of a step's loss, and the count of what they did."""
     if run.stage == "mlm":
-        rows = [row for dataset in datasets for row in dataset.rows]
-        windows = MaskedWindows(run, tokenizer, rows, mask_token_id=encoder.config.vocab_size - 1)
+        windows = MaskedWindows(run, tokenizer, datasets, mask_token_id=encoder.config.vocab_size - 1)
         head = MaskedLanguageHead(encoder).to(encoder.embeddings.word_embeddings.weight.device)
         base = _base_parameters(encoder)
         if run.sharded:
@@ -166,7 +165,7 @@ def _prepare(
 
 def _projection(width: int, dataset: Dataset, device: torch.device) -> nn.Parameter:
     """Return a random (D, T) matrix from the student's width to that of the teacher's vectors in ``dataset``."""
-    shape = (width, len(dataset.rows[0]["embedding"]))
+    shape = (width, dataset.embeddings([0]).shape[1])
     return nn.Parameter(torch.randn(shape, device=device) * width**-0.5)
 
 
@@ -177,22 +176,33 @@ def _base_parameters(encoder: Encoder) -> list[nn.Parameter]:
 class MaskedWindows:
     """Running text as windows of up to ``max_tokens``, one language a batch, words hidden anew at every step."""
 
-    def __init__(self, run: Run, tokenizer: Tokenizer, examples: list[Record], *, mask_token_id: int) -> None:
-        self.run, self.mask_token_id, self.work = run, mask_token_id, Work()
-        self.sampler = GroupedSampler(
-            ((row.get("lang", ""), window) for row in examples for window in _windows(row["text"], tokenizer, run)),
-            smallest=1,
-            smoothing=run.smoothing,
-            seed=run.seed,
-        )
+    def __init__(self, run: Run, tokenizer: Tokenizer, datasets: Sequence[Dataset], *, mask_token_id: int) -> None:
+        self.run, self.tokenizer, self.datasets = run, tokenizer, datasets
+        self.mask_token_id, self.work = mask_token_id, Work()
+        self._first = np.cumsum([0, *map(len, datasets)])  # number of the first text of each dataset
+        texts, parts, langs = array("q"), array("i"), []
+        walked = (row for dataset in datasets for row in dataset.walk("text", "lang"))
+        for number, (text, lang) in enumerate(walked):
+            count = _num_windows(len(tokenizer.encode(text)), run.max_tokens)
+            texts.extend([number] * count)
+            parts.extend(range(count))
+            langs += [lang] * count
+        self._texts, self._parts = texts, parts  # of each window, its text and which of that text's windows it is
+        self.sampler = GroupedSampler(langs, smoothing=run.smoothing, seed=run.seed)
+
+    def _window(self, number: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        text = self._texts[number]
+        place = int(np.searchsorted(self._first, text, side="right")) - 1
+        (row,) = self.datasets[place].take([text - int(self._first[place])])
+        return _windows(row["text"], self.tokenizer, self.run.max_tokens)[self._parts[number]]
 
     def shares(self, step: int, encoder: Encoder, head: MaskedLanguageHead) -> Iterator[Tensor]:
         """Yield shares of the mean cross-entropy of the step's hidden tokens."""
         rng = np.random.default_rng((self.run.seed, step, 1))
         rate = self.run.mask_rate
         rows = [
-            mask_words(ids, starts, rng, rate=rate, mask_token_id=self.mask_token_id)
-            for ids, starts in self.sampler.draw(step, self.run.batch_size)
+            mask_words(*self._window(number), rng, rate=rate, mask_token_id=self.mask_token_id)
+            for number in self.sampler.draw(step, self.run.batch_size)
         ]
         hidden = sum(int((labels != IGNORED).sum()) for _, labels in rows)
         plans = plan_batches([len(ids) for ids, _ in rows], batch_tokens=self.run.part_tokens)
@@ -211,18 +221,22 @@ class MaskedWindows:
             yield total / hidden
 
 
-def _windows(text: str, tokenizer: Tokenizer, run: Run) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
-    """Yield (n,) ids from ``<s>`` to ``</s>`` and (n,) word starts, of like length, until the text is used up."""
+def _num_windows(num_tokens: int, max_tokens: int) -> int:
+    """Return how many windows a text of ``num_tokens``, ``<s>`` and ``</s>`` among them, makes."""
+    return math.ceil((num_tokens - 2) / (max_tokens - 2))
+
+
+def _windows(text: str, tokenizer: Tokenizer, max_tokens: int) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
+    """Return (n,) ids from ``<s>`` to ``</s>`` and (n,) word starts of each window, all of like length."""
     encoding = tokenizer.encode(text)
     starts = word_starts(text, encoding)
-    inner = len(encoding) - 2
-    if inner < 1:
-        return
-    num_windows = math.ceil(inner / (run.max_tokens - 2))
+    inner = np.arange(1, len(encoding) - 1)
     first, last = encoding.input_ids[:1], encoding.input_ids[-1:]
     one = np.ones(1, dtype=np.bool_)
-    for part in np.array_split(np.arange(1, inner + 1), num_windows):
-        yield (
+    return [
+        (
             np.concatenate((first, encoding.input_ids[part], last)),
             np.concatenate((one, one, starts[part][1:], one)),
         )
+        for part in np.array_split(inner, _num_windows(len(encoding), max_tokens))
+    ]

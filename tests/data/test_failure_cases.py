@@ -83,15 +83,15 @@ def test_files_of_pairs_become_files_of_negatives_and_cases(embedder: Embedder, 
     rows = [{"query": f"Paris number {i}", "passage": f"Paris number {i % 5} and something {i}"} for i in range(10)]
     rows.append({"query": "Paris number 0", "passage": "Paris number 0, again"})
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pairs, negatives = mine_file(embedder, data, output, count=3, margin=1.0)
+    pairs, negatives = mine_file(embedder, str(data), output, count=3, margin=1.0)
     mined = [json.loads(line) for line in output.read_text().splitlines()]
     assert pairs == len(mined) == 11 and negatives == sum(len(row["negatives"]) for row in mined) > 0
     for row in mined:
         answers = {r["passage"] for r in rows if r["query"] == row["query"]}
         assert not answers & set(row["negatives"]) and len(row["negatives"]) <= 3
-    cases, _ = cases_file(embedder, data, output, kind="overlap")
+    cases, _ = cases_file(embedder, str(data), output, kind="overlap")
     assert cases == len(read_cases(output)) > 0
     with pytest.raises(InputError, match="kind must be one of overlap, entities, polar, quality, got 'f9'"):
-        cases_file(embedder, data, output, kind="f9")
+        cases_file(embedder, str(data), output, kind="f9")
     with pytest.raises(InputError, match="margin between 0 and 1, got 3 and 2"):
-        mine_file(embedder, data, output, count=3, margin=2)
+        mine_file(embedder, str(data), output, count=3, margin=2)
