@@ -14,7 +14,7 @@ import numpy as np
 
 from polyvec import Embedder
 from polyvec.atomic import whole_file
-from polyvec.evaluation.intervals import compare
+from polyvec.evaluation.intervals import compare, compare_means
 from polyvec.evaluation.long_documents import LENGTHS
 
 Row = dict[str, Any]
@@ -150,19 +150,30 @@ def long_documents(cells: Cells) -> str:
     return table(["suite", "", *map(str, LENGTHS)], rows)
 
 
-def means(cells: Cells, kind: str, choices: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Return the mean over mini's languages for each choice of row fields, over the languages that all have."""
+def choice_cells(cells: Cells, kind: str, choices: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Return for each choice of row fields the mean over mini's languages that all choices have, and what it is more or
+    less than the first one's, with the interval of that."""
     found = {name: {(r["suite"], r["group"]): r for r in cells.find(model=MINI, kind=kind, num_tokens=0, **fields)}
              for name, fields in choices.items()}  # fmt: skip
     found = {name: rows for name, rows in found.items() if rows}
-    shared = set.intersection(*(set(rows) for rows in found.values())) if found else set()
-    return {name: float(np.mean([rows[w]["score"] for w in shared])) for name, rows in found.items() if shared}
+    shared = sorted(set.intersection(*(set(rows) for rows in found.values()))) if found else []
+    texts = {}
+    for name, rows in found.items() if shared else ():
+        texts[name] = number(float(np.mean([rows[where]["score"] for where in shared])))
+        if name != next(iter(found)):
+            sides = [
+                [(r["statistic"], np.array(r["observations"])) for r in (side[where] for where in shared)]
+                for side in (next(iter(found.values())), rows)
+            ]
+            gain = compare_means(*sides)
+            texts[name] += f" ({100 * gain.value:+.1f}, {100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+    return texts
 
 
 def choices_table(cells: Cells, choices: dict[str, dict[str, Any]], kinds: Sequence[str]) -> str:
-    by_kind = {kind: means(cells, kind, choices) for kind in kinds}
+    by_kind = {kind: choice_cells(cells, kind, choices) for kind in kinds}
     rows = [
-        [name, *(number(by_kind[kind][name]) if name in by_kind[kind] else "" for kind in kinds)]
+        [name, *(by_kind[kind].get(name, "") for kind in kinds)]
         for name in choices
         if any(name in by_kind[kind] for kind in kinds)
     ]
@@ -263,7 +274,8 @@ def page(cells: Cells, speed: Row | None, commit: str) -> str:
         ),
         section(
             "What the parts of mini do",
-            f"The int8 graph unless another is named. Its loss against float32: {int8_losses(cells)}.",
+            f"The int8 graph unless another is named. Its loss against float32: {int8_losses(cells)}.\n"
+            "In brackets, here and below: the difference from the first row, with its paired 95 % interval.",
             choices_table(cells, parts, all_kinds),
         ),
         section("Widths", "Components kept, the int8 graph.", choices_table(cells, widths, ["sts", "retrieval"])),

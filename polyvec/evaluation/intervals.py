@@ -6,7 +6,7 @@ them to the score, so that one function serves means, correlations and areas.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,18 +53,44 @@ def compare(
 
     (n, columns) twice. Raises ``InputError`` where the two are not of the same n.
     """
+    _of_one_length(first, second)
+    score = STATISTICS[statistic]
+    drawn = np.array([score(second[i]) - score(first[i]) for i in _draws(len(first), resamples, seed)])
+    return _difference(score(second) - score(first), drawn)
+
+
+def compare_means(
+    first: Sequence[tuple[str, Observations]], second: Sequence[tuple[str, Observations]], *, resamples: int = RESAMPLES
+) -> Difference:
+    """Return how the means of several scores differ, of languages for one, each (statistic, observations).
+
+    The rows of each are resampled on their own, the same ones for both sides. Raises ``InputError`` as ``compare``.
+    """
+    drawn = np.zeros(resamples)
+    value = 0.0
+    for seed, ((statistic, before), (_, after)) in enumerate(zip(first, second, strict=True)):
+        score = STATISTICS[statistic]
+        draws = _draws(len(_of_one_length(before, after)), resamples, seed)
+        drawn += [(score(after[i]) - score(before[i])) / len(first) for i in draws]
+        value += (score(after) - score(before)) / len(first)
+    return _difference(value, drawn)
+
+
+def _difference(value: float, drawn: NDArray[np.float64]) -> Difference:
+    low, high = np.nanpercentile(drawn, (2.5, 97.5))
+    # One is added so that no finite number of resamples claims certainty (Davison and Hinkley 1997, 4.2).
+    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    p = min(1.0, 2 * (float(tail) + 1) / (len(drawn) + 1))
+    return Difference(value, float(low), float(high), p)
+
+
+def _of_one_length(first: Observations, second: Observations) -> Observations:
     if len(first) != len(second):
         raise InputError(
             f"a paired test needs the same observations of both systems, got {len(first)} and {len(second)}; "
             "evaluate both on the same data"
         )
-    score = STATISTICS[statistic]
-    drawn = np.array([score(second[i]) - score(first[i]) for i in _draws(len(first), resamples, seed)])
-    low, high = np.nanpercentile(drawn, (2.5, 97.5))
-    # One is added so that no finite number of resamples claims certainty (Davison and Hinkley 1997, 4.2).
-    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    p = min(1.0, 2 * (float(tail) + 1) / (resamples + 1))
-    return Difference(score(second) - score(first), float(low), float(high), p)
+    return first
 
 
 def _draws(count: int, resamples: int, seed: int) -> Any:

@@ -1,9 +1,15 @@
-"""What a run needs to go on exactly where it stopped, in one safetensors file that is replaced whole."""
+"""What a run needs to go on exactly where it stopped, in safetensors files that are replaced whole.
+
+A process alone writes one file. Processes that hold a part of the model each write their part, at the same time, and
+the first one's file, written last, names the others: until it is there, those before it count. Any number of processes
+reads them.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +20,11 @@ from torch import Tensor, nn
 
 from polyvec.atomic import whole_file
 from polyvec.errors import InputError
-from polyvec.training.distributed import is_first, place_like, whole
+from polyvec.training import distributed
 
 
 class Checkpoint:
-    """Parameters, optimiser state, random state and losses of a run, kept in the file ``path``.
+    """Parameters, optimiser state, random state and losses of a run, kept in the file ``path`` and those that it names.
 
     ``run`` is everything that decides what the run computes, as JSON values: it is recorded whole, and a file of
     another run is refused. ``every`` counts steps between two saves.
@@ -37,62 +43,101 @@ class Checkpoint:
         losses: Sequence[float],
         averages: Sequence[Tensor] = (),
     ) -> None:
-        """Write the state after ``len(losses)`` steps; until it is whole, the file before it stays."""
-        tensors = {f"parameters.{i}": whole(p.detach()).contiguous() for i, p in enumerate(parameters)}
-        tensors |= {f"averages.{i}": whole(mean).contiguous() for i, mean in enumerate(averages)}
+        """Write the state after ``len(losses)`` steps; until it is whole, the one before it stays. All must call it."""
+        named = {f"parameters.{i}": parameter.detach() for i, parameter in enumerate(parameters)}
+        named |= {f"averages.{i}": mean for i, mean in enumerate(averages)}
         for i, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{key}": whole(value).contiguous() for key, value in state.items()}
-        if not is_first():
-            return
-        tensors["losses"] = torch.tensor(losses, dtype=torch.float64)
-        tensors["random"] = torch.get_rng_state()
+            named |= {f"optimizer.{i}.{key}": value for key, value in state.items()}
+        is_first = distributed.is_first()
+        parts = {name: distributed.part_of(tensor) for name, tensor in named.items()}
+        own = {name: part.cpu().contiguous() for name, part in parts.items() if part is not None}
+        others = [self._name(len(losses), i) for i in range(1, distributed.num_parts(parameters))]
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if others:
+            if not is_first:
+                with whole_file(self.path.with_name(others[distributed.rank() - 1])) as partial:
+                    save_file(own, partial)
+            distributed.wait_for_all()
+        if not is_first:
+            return
+        own["losses"] = torch.tensor(losses, dtype=torch.float64)
+        own["random"] = torch.get_rng_state()
         with whole_file(self.path) as partial:
-            save_file(tensors, partial, metadata={"run": json.dumps(self.run)})
+            save_file(own, partial, metadata={"run": json.dumps(self.run), "others": json.dumps(others)})
+        for file in self.path.parent.glob(self._name("*", "*")):
+            if file.name not in others:
+                file.unlink()
+
+    def _name(self, step: int | str, number: int | str) -> str:
+        """Return the name of the file of one of the other processes."""
+        return f"{self.path.stem}.step{step}.part{number}{self.path.suffix}"
 
     def restore(
         self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, averages: Sequence[Tensor] = ()
     ) -> list[float]:
-        """Load the file, if there is one, into what it was saved from; return the losses of the steps so far.
+        """Load what is there, if anything, into what it was saved from; return the losses of the steps so far.
 
         Raises ``InputError`` for a file that is not whole, or that another run or another architecture wrote.
         """
         if not self.path.exists():
             return []
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                run = json.loads((file.metadata() or {}).get("run", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{self.path} must be a whole checkpoint, got {error}; remove it to start anew") from error
-        if run != self.run:
-            keys = [key for key in {**run, **self.run} if run.get(key) != self.run.get(key)]
-            differences = ", ".join(f"{key} {run.get(key)!r} instead of {self.run.get(key)!r}" for key in keys)
-            raise InputError(
-                f"{self.path} must be of the same run, got {differences}; give this run a folder of its own"
-            )
-        self._check_shapes(tensors, parameters)
-        with torch.no_grad():
-            for i, parameter in enumerate(parameters):
-                parameter.copy_(place_like(tensors[f"parameters.{i}"], parameter))
-            for i, mean in enumerate(averages):
-                mean.copy_(place_like(tensors[f"averages.{i}"], mean))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, i, key = name.split(".")
-                like = parameters[int(i)]
-                state.setdefault(int(i), {})[key] = place_like(tensor, like) if tensor.shape == like.shape else tensor
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        torch.set_rng_state(tensors["random"])
-        return [float(loss) for loss in tensors["losses"]]
+        with self._opened() as files:
+            self._check_shapes(files, parameters)
+            with torch.no_grad():
+                for i, parameter in enumerate(parameters):
+                    parameter.copy_(distributed.place_like(_whole(files, f"parameters.{i}"), parameter))
+                for i, mean in enumerate(averages):
+                    mean.copy_(distributed.place_like(_whole(files, f"averages.{i}"), mean))
+            state: dict[int, dict[str, Tensor]] = {}
+            for name in files[0].keys():  # noqa: SIM118 (not a mapping)
+                if name.startswith("optimizer."):
+                    _, i, key = name.split(".")
+                    like, tensor = parameters[int(i)], _whole(files, name)
+                    is_like = tensor.shape == like.shape
+                    state.setdefault(int(i), {})[key] = distributed.place_like(tensor, like) if is_like else tensor
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+            torch.set_rng_state(files[0].get_tensor("random"))
+            return [float(loss) for loss in files[0].get_tensor("losses")]
 
-    def _check_shapes(self, tensors: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> None:
+    @contextmanager
+    def _opened(self) -> Iterator[list[Any]]:
+        """Yield the open files, the first process's first, after a check that they are whole and of this run."""
+        with ExitStack() as stack:
+            try:
+                files = [stack.enter_context(safe_open(self.path, framework="pt"))]
+                metadata = files[0].metadata() or {}
+                for name in json.loads(metadata.get("others", "[]")):
+                    files.append(stack.enter_context(safe_open(self.path.with_name(name), framework="pt")))
+            except (SafetensorError, OSError) as error:
+                raise InputError(
+                    f"{self.path} must be a whole checkpoint, got {error}; remove it to start anew"
+                ) from error
+            run = json.loads(metadata.get("run", "{}"))
+            if run != self.run:
+                keys = [key for key in {**run, **self.run} if run.get(key) != self.run.get(key)]
+                differences = ", ".join(f"{key} {run.get(key)!r} instead of {self.run.get(key)!r}" for key in keys)
+                raise InputError(
+                    f"{self.path} must be of the same run, got {differences}; give this run a folder of its own"
+                )
+            yield files
+
+    def _check_shapes(self, files: Sequence[Any], parameters: Sequence[nn.Parameter]) -> None:
         wanted = {f"parameters.{i}": tuple(p.shape) for i, p in enumerate(parameters)}
-        found = {name: tuple(t.shape) for name, t in tensors.items() if name.startswith("parameters.")}
+        found = {name: _shape(files, name) for name in files[0].keys() if name.startswith("parameters.")}  # noqa: SIM118
         if wanted != found:
             name = next(n for n in {**wanted, **found} if wanted.get(n) != found.get(n))
             raise InputError(
                 f"{self.path} must be of the same architecture, got {name} of shape {found.get(name)} "
                 f"instead of {wanted.get(name)}; give this run a folder of its own"
             )
+
+
+def _whole(files: Sequence[Any], name: str) -> Tensor:
+    """Return a tensor from its parts, which lie in the order of the files."""
+    parts = [file.get_tensor(name) for file in files if name in file.keys()]  # noqa: SIM118
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _shape(files: Sequence[Any], name: str) -> tuple[int, ...]:
+    shapes = [tuple(file.get_slice(name).get_shape()) for file in files if name in file.keys()]  # noqa: SIM118
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if len(shapes) > 1 else shapes[0]

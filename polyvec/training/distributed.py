@@ -11,7 +11,7 @@ not equal.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -19,8 +19,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-
-from polyvec.model.encoder import Encoder
 
 
 @contextmanager
@@ -44,21 +42,29 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def is_first() -> bool:
-    """Whether this process is the one that writes files and prints."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    """Whether this process is the one that writes the model and prints."""
+    return rank() == 0
+
+
+def wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def my_share(num_parts: int) -> list[int]:
     """Return the numbers of this process's parts: every world-size-th, as many on each, part 0 again to fill."""
-    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    mine = list(range(rank, num_parts, size))
-    return mine if len(mine) == -(-num_parts // size) else [*mine, 0]
+    mine = list(range(rank(), num_parts, world_size()))
+    return mine if len(mine) == -(-num_parts // world_size()) else [*mine, 0]
 
 
 def num_own(num_parts: int) -> int:
     """Return how many of ``my_share``, from its first, are this process's own."""
-    return len(range(dist.get_rank(), num_parts, dist.get_world_size())) if dist.is_initialized() else num_parts
+    return len(range(rank(), num_parts, world_size()))
 
 
 def gather_rows(mine: Sequence[Tensor], num_parts: int) -> list[Tensor]:
@@ -101,19 +107,31 @@ def sum_scalar(value: float) -> float:
     return float(total)
 
 
-def shard(encoder: Encoder) -> Encoder:
-    """Split parameters, gradients and optimiser state over the processes, layer by layer (FSDP2)."""
-    for module in (*encoder.layers, encoder):
+def shard(model: nn.Module, layers: Iterable[nn.Module]) -> None:
+    """Split parameters, gradients and optimiser state over the processes, layer by layer, then the rest (FSDP2)."""
+    for module in (*layers, model):
         sharded = fully_shard(module)
         assert isinstance(sharded, FSDPModule)
         sharded.set_gradient_divide_factor(1.0)  # a sum: shares are scaled to the whole step already
         sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other
-    return encoder
 
 
 def whole(tensor: Tensor) -> Tensor:
     """Return ``tensor`` with the shards of all processes; every process must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def num_parts(tensors: Sequence[Tensor]) -> int:
+    """Return over how many processes ``shard`` has split these; 1 where each process has all of them."""
+    return world_size() if any(isinstance(tensor, DTensor) for tensor in tensors) else 1
+
+
+def part_of(tensor: Tensor) -> Tensor | None:
+    """Return what this process holds of a tensor, rows that follow those of the process before; None where the first
+    process has it all."""
+    if isinstance(tensor, DTensor):
+        return tensor.to_local()
+    return tensor if is_first() else None
 
 
 def place_like(tensor: Tensor, like: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from polyvec.training.checkpoint import Checkpoint
 from polyvec.training.examples import Dataset, read_dataset
 from polyvec.training.gradcache import cached_shares
 from polyvec.training.loop import Schedule, train
-from polyvec.training.mlm import MaskedLanguageHead, masked_loss_sum
+from polyvec.training.mlm import MaskedLanguageModel
 from polyvec.training.objectives import objective
 from polyvec.training.own_adapter import ADAPTERS, add_tasks, new_tasks
 from polyvec.training.progress import draw_losses, write_tensorboard
@@ -134,15 +134,11 @@ def _prepare(
     """Return what learns, the shares of a step's loss, and the count of what they did."""
     if run.stage == "mlm":
         windows = MaskedWindows(run, tokenizer, datasets, mask_token_id=encoder.config.vocab_size - 1)
-        head = MaskedLanguageHead(encoder).to(encoder.embeddings.word_embeddings.weight.device)
-        base = _base_parameters(encoder)
+        model = MaskedLanguageModel(encoder).to(encoder.embeddings.word_embeddings.weight.device)
         if run.sharded:
-            raise InputError("sharded must be false for stage mlm, whose head reads the whole word table, got true")
-        return (
-            [(base, 1.0), (list(head.parameters()), 1.0)],
-            lambda step: windows.shares(step, encoder, head),
-            windows.work,
-        )
+            distributed.shard(model, encoder.layers)
+        groups: list[Group] = [(_base_parameters(encoder), 1.0), (model.head_parameters, 1.0)]
+        return groups, lambda step: windows.shares(step, model), windows.work
     of_base = run.stage in _OF_BASE
     if of_base:
         for name, parameter in encoder.named_parameters():
@@ -150,7 +146,7 @@ def _prepare(
     else:
         freeze_base(encoder)
     if run.sharded:
-        distributed.shard(encoder)
+        distributed.shard(encoder, encoder.layers)
     learning = _base_parameters(encoder) if of_base else [p for p in encoder.parameters() if p.requires_grad]
     device = encoder.embeddings.word_embeddings.weight.device
     heads = [_projection(encoder.config.hidden_size, datasets[0], device)] if run.projection else []
@@ -196,7 +192,7 @@ class MaskedWindows:
         (row,) = self.datasets[place].take([text - int(self._first[place])])
         return _windows(row["text"], self.tokenizer, self.run.max_tokens)[self._parts[number]]
 
-    def shares(self, step: int, encoder: Encoder, head: MaskedLanguageHead) -> Iterator[Tensor]:
+    def shares(self, step: int, model: MaskedLanguageModel) -> Iterator[Tensor]:
         """Yield shares of the mean cross-entropy of the step's hidden tokens."""
         rng = np.random.default_rng((self.run.seed, step, 1))
         rate = self.run.mask_rate
@@ -207,18 +203,17 @@ class MaskedWindows:
         hidden = sum(int((labels != IGNORED).sum()) for _, labels in rows)
         plans = plan_batches([len(ids) for ids, _ in rows], batch_tokens=self.run.part_tokens)
         mine, own = distributed.my_share(len(plans)), distributed.num_own(len(plans))
-        device = head.bias.device
-        for i in mine[:own]:
+        config, device = model.encoder.config, model.bias.device
+        for turn, i in enumerate(mine if self.run.sharded else mine[:own]):
             ids, labels = (np.concatenate([rows[j][side] for j in plans[i]]).astype(np.int64) for side in (0, 1))
             cu_seqlens = torch.tensor([0, *(len(rows[j][0]) for j in plans[i])]).cumsum(0).int()
-            self.work.add(encoder.config, cu_seqlens.diff().tolist(), trains_base=True)
-            self.work.flops += 3 * head_flops(encoder.config, int((labels != IGNORED).sum()))
+            if turn < own:  # else it runs for the others' sake
+                self.work.add(config, cu_seqlens.diff().tolist(), trains_base=True)
+                self.work.flops += 3 * head_flops(config, int((labels != IGNORED).sum()))
+            arrays = (torch.from_numpy(ids), cu_seqlens, torch.from_numpy(labels))
             with torch.autocast(device.type, torch.bfloat16, enabled=self.run.bf16):
-                total = masked_loss_sum(
-                    encoder, head, torch.from_numpy(ids).to(device), cu_seqlens.to(device),
-                    torch.from_numpy(labels).to(device),
-                )  # fmt: skip
-            yield total / hidden
+                total = model(*(array.to(device) for array in arrays))
+            yield total * (float(turn < own) / hidden)
 
 
 def _num_windows(num_tokens: int, max_tokens: int) -> int:

@@ -10,7 +10,7 @@ from sklearn import metrics as reference
 
 from polyvec.errors import InputError
 from polyvec.evaluation import metrics
-from polyvec.evaluation.intervals import compare, interval
+from polyvec.evaluation.intervals import compare, compare_means, interval
 
 RNG = np.random.default_rng(0)
 
@@ -79,3 +79,15 @@ def test_a_paired_test_sees_a_small_steady_gain_and_no_gain_in_noise() -> None:
 def test_a_paired_test_of_different_data_is_refused() -> None:
     with pytest.raises(InputError, match="same observations of both systems, got 3 and 4"):
         compare(np.zeros((3, 1)), np.zeros((4, 1)), "mean")
+
+
+def test_means_over_languages_are_compared_language_by_language() -> None:
+    first = RNG.random((200, 1))
+    second = first + 0.02 + RNG.normal(0, 0.01, (200, 1))
+    assert compare_means([("mean", first)], [("mean", second)]) == compare(first, second, "mean")
+    # A second language in which nothing differs halves the difference and its interval.
+    both = compare_means([("mean", first), ("mean", first)], [("mean", second), ("mean", first)])
+    alone = compare(first, second, "mean")
+    assert (both.value, both.low, both.high) == pytest.approx((alone.value / 2, alone.low / 2, alone.high / 2))
+    with pytest.raises(InputError, match="got 3 and 4"):
+        compare_means([("mean", np.zeros((3, 1)))], [("mean", np.zeros((4, 1)))])

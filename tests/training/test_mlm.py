@@ -17,7 +17,7 @@ from polyvec.model.encoder import Encoder
 from polyvec.samples import corpus
 from polyvec.text.tokenizer import Tokenizer
 from polyvec.training.loop import Schedule, train
-from polyvec.training.mlm import MaskedLanguageHead, masked_loss_sum
+from polyvec.training.mlm import MaskedLanguageModel
 
 MASK = 511
 
@@ -74,7 +74,7 @@ def test_the_drawn_words_are_masked_replaced_or_kept_eight_to_one_to_one() -> No
 def test_masked_language_modelling_learns(tokenizer: Tokenizer, tmp_path: Path) -> None:
     torch.manual_seed(0)
     encoder = Encoder(tiny(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).train()
-    head = MaskedLanguageHead(encoder)
+    model = MaskedLanguageModel(encoder)
     texts = [row["text"] for row in corpus() if row["lang"] in ("en", "de", "fr", "es")]
     rows = [(e.input_ids, word_starts(t, e)) for t, e in ((t, tokenizer.encode(t)) for t in texts)]
 
@@ -83,11 +83,11 @@ def test_masked_language_modelling_learns(tokenizer: Tokenizer, tmp_path: Path) 
         masked = [mask_words(ids, starts, rng, rate=0.3, mask_token_id=MASK) for ids, starts in rows]
         ids, labels = (torch.from_numpy(np.concatenate(part)).long() for part in zip(*masked, strict=True))
         cu_seqlens = torch.tensor([0, *(len(r) for r, _ in masked)]).cumsum(0).int()
-        return [masked_loss_sum(encoder, head, ids, cu_seqlens, labels) / (labels != IGNORED).sum()]
+        return [model(ids, cu_seqlens, labels) / (labels != IGNORED).sum()]
 
     parameters = [p for n, p in encoder.named_parameters() if "lora" not in n and p.requires_grad]
     schedule = Schedule(steps=20, learning_rate=5e-3, warmup_steps=2)
-    groups = [(parameters, 1.0), (list(head.parameters()), 1.0)]
+    groups = [(parameters, 1.0), (model.head_parameters, 1.0)]
     losses = train(groups, shares, schedule, log_path=tmp_path / "log.jsonl")
     assert losses[0] == pytest.approx(np.log(512), abs=0.3)  # it knows nothing yet
     assert np.mean(losses[-3:]) < losses[0] - 1

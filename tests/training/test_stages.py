@@ -87,7 +87,7 @@ def test_a_run_records_itself_and_refuses_another(make: Callable[..., Run]) -> N
 
 @pytest.mark.parametrize(
     ("stage", "sharded"),
-    [("mlm", False), ("distillation", False), ("pairs", False), ("retrieval", False), ("pairs", True)],
+    [("mlm", False), ("distillation", False), ("pairs", False), ("retrieval", False), ("pairs", True), ("mlm", True)],
 )
 def test_two_processes_equal_one(stage: str, sharded: bool, make: Callable[..., Run], tmp_path: Path) -> None:
     # A step small enough that Adam's first steps, the sign of a gradient, do not part where gradients are nearly zero.
@@ -97,25 +97,38 @@ def test_two_processes_equal_one(stage: str, sharded: bool, make: Callable[..., 
     toml = tmp_path / "run.toml"
     values = {**run.__dict__, "output": str(tmp_path / "two"), "data": list(run.data), "sharded": sharded}
     toml.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "polyvec", "train", str(toml)], stderr=subprocess.PIPE, text=True,
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    outputs = [process.communicate(timeout=240)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    torchrun(toml, 2)
     first, second = (load_file(Path(folder) / "model.safetensors") for folder in (run.output, tmp_path / "two"))
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, atol=2e-6, rtol=1e-5, msg=name)
     logged = json.loads((tmp_path / "two" / "training.jsonl").read_text().splitlines()[-1])
     assert logged["loss"] == pytest.approx(np.mean(one), rel=1e-4)
+    if sharded:  # each process has written its part, and one alone goes on from both
+        parts = [tmp_path / "two" / f"checkpoint.{part}safetensors" for part in ("", "step3.part1.")]
+        assert sorted(parts) == sorted((tmp_path / "two").glob("checkpoint*"))
+        sizes = [part.stat().st_size for part in parts]
+        assert min(sizes) > 0.4 * sum(sizes)
+        (tmp_path / "two" / "model.safetensors").unlink()
+        torchrun(toml, 1)
+        again = load_file(tmp_path / "two" / "model.safetensors")
+        assert all(torch.equal(again[name], tensor) for name, tensor in second.items())
+
+
+def torchrun(toml: Path, count: int) -> None:
+    """Run ``count`` processes of one run, as torchrun would start them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "polyvec", "train", str(toml)], stderr=subprocess.PIPE, text=True,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)},
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * count, outputs
 
 
 def test_a_batch_holds_no_text_twice() -> None:

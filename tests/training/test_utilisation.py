@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from polyvec.model.config import tiny
 from polyvec.training.adapters import freeze_base
-from polyvec.training.mlm import MaskedLanguageHead, masked_loss_sum
+from polyvec.training.mlm import MaskedLanguageModel
 from polyvec.training.utilisation import Work, head_flops, measured_peak
 from tests.conftest import random_encoder
 
@@ -35,11 +35,11 @@ def test_a_step_takes_as_many_flops_as_torch_counts(trains_base: bool) -> None:
 
 def test_the_head_of_masked_words_counts() -> None:
     encoder = random_encoder(CONFIG).train()
-    head = MaskedLanguageHead(encoder)
+    model = MaskedLanguageModel(encoder)
     ids, cu_seqlens = torch.arange(40) + 4, torch.tensor([0, 40], dtype=torch.int32)
     labels = torch.where(torch.arange(40) % 4 == 0, ids, -100)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        masked_loss_sum(encoder, head, ids, cu_seqlens, labels).backward()
+        model(ids, cu_seqlens, labels).backward()
     work = Work()
     work.add(CONFIG, [40], trains_base=True)
     assert counter.get_total_flops() == pytest.approx(work.flops + 3 * head_flops(CONFIG, 10), rel=0.02)
