@@ -13,9 +13,10 @@ from typing import Any, Protocol
 from polyvec.batch.cores import take_cores
 from polyvec.batch.formats import Receipt
 from polyvec.batch.job import Job
-from polyvec.batch.plan import Run, SliceFacts, read_run, slice_facts
+from polyvec.batch.plan import Run, SliceFacts, Work, read_run, slice_facts
 from polyvec.batch.rows import Unit
 from polyvec.batch.storage import Folder
+from polyvec.batch.tokens import tokenised, tokenizer_hash
 from polyvec.batch.trial import WorkerError
 from polyvec.batch.worker import Worker
 from polyvec.errors import InputError, MissingExtraError, PolyvecError
@@ -51,8 +52,8 @@ class Here:
     def embed(self, fs: Any, runs: Sequence[Run], job: Job, folder: Folder, schema: Any) -> Iterator[Receipt]:
         for run in runs:
             self._worker = self._worker or Worker(job, folder, schema, memory_mb=self._memory_mb)
-            for part, piece in read_run(fs, run, job):
-                yield self._worker.lend(part, piece) if run.is_lending else self._worker.finish(part, piece)
+            for work in read_run(fs, run, job):
+                yield self._worker.do(work)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class OnRay:
             raise InputError(
                 f"workers must be at most {most}, what the cluster has of {'GPU' if gpus else 'CPU'}, got {workers}"
             )
-        self._cpus, self._gpus, self._memory_mb = cpus, gpus, memory_mb
+        self._cpus, self._gpus, self._memory_mb, self._cores = cpus, gpus, memory_mb, have.get("CPU", 0)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -132,6 +133,13 @@ class OnRay:
         workers = min(self.workers, sum(len(run.parts) for run in runs))
         resources = {"num_cpus": self._cpus, "num_gpus": self._gpus, "memory": (self._memory_mb or 0) * 2**20}
         slices = self._items([pickle.dumps((fs, run, job)) for run in runs]).flat_map(_read, num_cpus=0)
+        if self._gpus:  # a GPU waits for a core that makes its tokens; a core would only wait for itself
+            spare = int(self._cores - workers * self._cpus)
+            # Asking for no core: where the workers have them all, it would wait for one for ever.
+            slices = slices.map(
+                _tokenise, fn_args=(pickle.dumps((job, tokenizer_hash(job.model))),), num_cpus=0,
+                compute=self._ray.data.TaskPoolStrategy(size=max(1, spare)),
+            )  # fmt: skip
         yield from self._results(
             slices.map_batches(
                 _Embed, fn_constructor_args=(given,), batch_size=1, batch_format="numpy",
@@ -176,10 +184,16 @@ def _read(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A run to its slices."""
     fs, run, job = pickle.loads(row["item"])
     try:
-        for part, piece in read_run(fs, run, job):
-            yield {"item": pickle.dumps((run.is_lending, part, piece))}
+        for work in read_run(fs, run, job):
+            yield {"item": pickle.dumps(work)}
     except PolyvecError as error:
         yield {"item": pickle.dumps(error)}
+
+
+def _tokenise(row: dict[str, Any], given: bytes) -> dict[str, Any]:
+    """A slice to itself with its tokens."""
+    work = pickle.loads(row["item"])
+    return {"item": pickle.dumps(tokenised(work, *pickle.loads(given)) if isinstance(work, Work) else work)}
 
 
 class _Embed:
@@ -196,10 +210,9 @@ class _Embed:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {"item": [pickle.dumps(self._done(pickle.loads(item))) for item in batch["item"]]}
 
-    def _done(self, work: Any) -> Receipt | PolyvecError:
+    def _done(self, work: Work | PolyvecError) -> Receipt | PolyvecError:
         if isinstance(work, PolyvecError):
             return work
-        is_lending, part, piece = work
         given = self._given
         try:
             if self._worker is None:
@@ -208,7 +221,7 @@ class _Embed:
                 self._worker = Worker(
                     given.job, given.folder, given.schema, threads=given.threads, memory_mb=given.memory_mb
                 )
-            receipt = self._worker.lend(part, piece) if is_lending else self._worker.finish(part, piece)
+            receipt = self._worker.do(work)
         except PolyvecError as error:
             return error
         except OSError as error:

@@ -22,8 +22,8 @@ def estimate(ready: Prepared, embedder: Embedder, workers: int) -> dict[str, Any
     step = max(1, len(pending) // _SAMPLED_PARTS)
     texts: list[str] = []
     for run in runs_of(ready.plan, pending[::step], is_lending=False):
-        for _, piece in read_run(ready.fs, run, job):
-            good = [row.text for row in piece.rows if row.fault is None]
+        for work in read_run(ready.fs, run, job):
+            good = [row.text for row in work.piece.rows if row.fault is None]
             texts += good[:: max(1, len(good) // _SAMPLED_TEXTS)]
     started = time.perf_counter()
     tokens = sum(

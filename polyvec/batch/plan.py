@@ -15,6 +15,7 @@ from polyvec.batch.job import Job
 from polyvec.batch.parts import kept_schema, unified
 from polyvec.batch.rows import Slice, Unit, read_slices
 from polyvec.errors import InputError
+from polyvec.text.tokenizer import Encoding
 
 _DIGEST_BYTES = 16  # of a text: two of 10^11 texts meet by chance with a probability of 10^-17
 
@@ -144,6 +145,25 @@ class Run:
     is_lending: bool
 
 
+@dataclass(frozen=True)
+class Work:
+    """A slice to be done, or with ``is_lending`` what it lends to others. ``encodings`` are those of ``texts``, where
+    they were tokenised already."""
+
+    part: Part
+    piece: Slice
+    is_lending: bool
+    encodings: Sequence[Encoding] | None = None
+
+    def texts(self) -> list[str]:
+        """Return the texts that are embedded: distinct, and neither lent before nor borrowed."""
+        rows = self.piece.rows
+        if self.is_lending:
+            return [rows[i].text for i in self.part.lends]
+        shared = {rows[i].text for i in (*self.part.lends, *self.part.borrows)}
+        return [text for text in dict.fromkeys(row.text for row in rows if row.fault is None) if text not in shared]
+
+
 def runs_of(plan: Plan, parts: Sequence[Part], *, is_lending: bool) -> list[Run]:
     """Return the runs of some of a plan's parts."""
     by_unit: dict[int, list[Part]] = {}
@@ -152,8 +172,8 @@ def runs_of(plan: Plan, parts: Sequence[Part], *, is_lending: bool) -> list[Run]
     return [Run(plan.units[unit], group, is_lending) for unit, group in by_unit.items()]
 
 
-def read_run(fs: Any, run: Run, job: Job) -> Iterator[tuple[Part, Slice]]:
-    """Yield the slices of a run beside their parts. Raises ``InputError`` if the input is not what was planned."""
+def read_run(fs: Any, run: Run, job: Job) -> Iterator[Work]:
+    """Yield what is to be done of a run, slice by slice. Raises ``InputError`` if the input is not what was planned."""
     wanted = {part.ordinal: part for part in run.parts}
     for ordinal, piece in enumerate(read_slices(fs, run.unit, job)):
         part = wanted.pop(ordinal, None)
@@ -161,7 +181,7 @@ def read_run(fs: Any, run: Run, job: Job) -> Iterator[tuple[Part, Slice]]:
             continue
         if piece.digest != part.digest:
             break
-        yield part, piece
+        yield Work(part, piece, run.is_lending)
         if not wanted:
             return
     if wanted:

@@ -13,13 +13,14 @@ from polyvec.batch.ceiling import set_ceiling, told
 from polyvec.batch.formats import Receipt, format_of
 from polyvec.batch.job import Job
 from polyvec.batch.parts import Result, lent_bytes, part_table, read_lent
-from polyvec.batch.plan import Part
-from polyvec.batch.rows import Row, Slice
+from polyvec.batch.plan import Work
+from polyvec.batch.rows import Row
 from polyvec.batch.storage import WORK, Folder
 from polyvec.batch.trial import Trial, WorkerError
 from polyvec.errors import TruncationWarning
 from polyvec.inference.embedder import Embedder
 from polyvec.tasks import resolve_task
+from polyvec.text.tokenizer import Encoding
 
 T = TypeVar("T")
 
@@ -45,24 +46,31 @@ class Worker:
         self._prompt = resolve_task(job.task, self.embedder.config.prompts).prompt
         # The same passes, and so the same bits, on one core or two. Before the ceiling: a lane is a part of the model.
         self._pass_tokens = self.embedder.engine.lane.batch_tokens
+        self._known: dict[str, Encoding] = {}
         self._lent = lru_cache(maxsize=_LENT_IN_MEMORY)(self._read_lent)
         if memory_mb is not None:
             set_ceiling(memory_mb)
 
-    def lend(self, part: Part, piece: Slice) -> Receipt:
-        """Embed what a part lends to others."""
+    def do(self, work: Work) -> Receipt:
+        """Embed a slice, or what it lends to others, and write it."""
+        self._known = {} if work.encodings is None else dict(zip(work.texts(), work.encodings, strict=True))
+        return self._lend(work) if work.is_lending else self._finish(work)
+
+    def _lend(self, work: Work) -> Receipt:
+        part = work.part
         trial = Trial(self.folder, f"{part.name}-lent")
-        results = self._embed([piece.rows[i].text for i in part.lends], trial)
+        results = self._embed(work.texts(), trial)
         named = dict(zip(part.lends, results, strict=True))
         self._try(self.folder.write, lent_name(part.name), lent_bytes(named, self.job))
         trial.close()
         return {"lent": part.name, "tokens": sum(r.num_tokens for r in results if isinstance(r, Result))}
 
-    def finish(self, part: Part, piece: Slice) -> Receipt:
+    def _finish(self, work: Work) -> Receipt:
         """Embed what is left of a part and write it, then its receipt, without which it does not count."""
         started = time.perf_counter()
+        part, piece = work.part, work.piece
         trial = Trial(self.folder, part.name)
-        results = self._results(part, piece, trial)
+        results = self._results(work, trial)
         good: list[tuple[Row, Result]] = []
         rejects = []
         for row in piece.rows:
@@ -87,14 +95,12 @@ class Worker:
         trial.close()
         return receipt
 
-    def _results(self, part: Part, piece: Slice, trial: Trial) -> dict[str, Result | str]:
+    def _results(self, work: Work, trial: Trial) -> dict[str, Result | str]:
         """Return the result of every text of a slice: lent, borrowed, or embedded now."""
-        results: dict[str, Result | str] = {}
-        for i in part.lends:
-            results[piece.rows[i].text] = self._lent(part.name)[i]
-        for i, (lender, at) in part.borrows.items():
-            results[piece.rows[i].text] = self._lent(lender)[at]
-        texts = [t for t in dict.fromkeys(row.text for row in piece.rows if row.fault is None) if t not in results]
+        part, rows = work.part, work.piece.rows
+        results: dict[str, Result | str] = {rows[i].text: self._lent(part.name)[i] for i in part.lends}
+        results |= {rows[i].text: self._lent(lender)[at] for i, (lender, at) in part.borrows.items()}
+        texts = work.texts()
         results.update(zip(texts, self._embed(texts, trial), strict=True))
         return results
 
@@ -109,8 +115,14 @@ class Worker:
         if self.job.truncate or self.job.late_chunking is not None:
             return {}
         limit = self.embedder.max_tokens
-        encodings = self.embedder.tokenizer.encode_batch(texts, [self._prompt] * len(texts), limit)
+        encodings = self._encodings(texts)
+        if encodings is None:
+            encodings = self.embedder.tokenizer.encode_batch(texts, [self._prompt] * len(texts), limit)
         return {i: f"must be at most {limit} tokens, got more" for i, e in enumerate(encodings) if e.truncated}
+
+    def _encodings(self, texts: list[str]) -> list[Encoding] | None:
+        """Return the tokens of texts that were tokenised elsewhere."""
+        return [self._known[text] for text in texts] if self._known else None
 
     def _encode(self, texts: list[str]) -> list[Result]:
         job = self.job
@@ -118,7 +130,7 @@ class Worker:
             warnings.simplefilter("ignore", TruncationWarning)  # the parts say it, row by row
             stream = self.embedder.encode_stream(
                 texts, task=job.task, dimensions=job.dimensions, dtype=job.dtype, late_chunking=job.late_chunking,
-                batch_tokens=self._pass_tokens,
+                batch_tokens=self._pass_tokens, encodings=self._encodings(texts),
             )  # fmt: skip
             try:
                 return [Result.of(embedding) for embedding in stream]

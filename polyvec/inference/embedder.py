@@ -96,6 +96,7 @@ class _Options:
     batch_tokens: int | None
     chunking: LateChunking | None
     truncate: bool
+    encodings: Sequence[Encoding] | None
 
 
 class Embedder:
@@ -208,10 +209,12 @@ class Embedder:
         truncate: bool = True,
         prompt: str | None = None,
         progress: bool = False,
+        encodings: Sequence[Encoding] | None = None,
     ) -> Iterator[Embedding]:
         """Yield one ``Embedding`` per text, in order, in memory that does not grow with their number.
 
-        The options are those of ``encode``. Every option is checked before the first text is read.
+        The options are those of ``encode``. Every option is checked before the first text is read. ``encodings`` are
+        what this model's tokenizer made of the texts elsewhere, each with its prompt and cut as here.
         """
         width = self._check_width(dimensions)
         check_output_type(dtype, width, self._ranges)
@@ -226,7 +229,7 @@ class Embedder:
         else:
             rows = _pair(source, (resolve_task(name, self.config.prompts, prompt=prompt) for name in task))
         total = len(texts) if isinstance(texts, Sequence) else None
-        options = _Options(width, dtype, batch_tokens, late_chunking, truncate)
+        options = _Options(width, dtype, batch_tokens, late_chunking, truncate, encodings)
         return self._stream(rows, options, _Progress(progress, total))
 
     def convert(
@@ -293,8 +296,11 @@ class Embedder:
         for i, (text, _) in enumerate(block, start=first):
             if not isinstance(text, str):
                 raise InputError(f"texts[{i}] must be a str, got {type(text).__name__}; convert or drop it first")
-        limit = self.max_tokens if options.chunking is None else None
-        encodings = self.tokenizer.encode_batch([t for t, _ in block], [task.prompt for _, task in block], limit)
+        if options.encodings is None:
+            limit = self.max_tokens if options.chunking is None else None
+            encodings = self.tokenizer.encode_batch([t for t, _ in block], [task.prompt for _, task in block], limit)
+        else:
+            encodings = list(options.encodings[first : first + len(block)])
         for i, ((text, task), encoding) in enumerate(zip(block, encodings, strict=True), start=first):
             if encoding.truncated and not options.truncate:
                 total = self.tokenizer.count_tokens(text, task.prompt)

@@ -6,13 +6,16 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from polyvec.batch.engines import OnRay
+from polyvec.batch.job import Job
 from polyvec.errors import InputError
+from tests.batch.conftest import Output
 
 KILLS = Path(__file__).parents[2] / "benchmarks" / "kills.py"
 
@@ -28,6 +31,48 @@ def test_killed_at_random_a_cluster_gives_the_bytes_of_a_clean_process(calibrate
     assert verdict["equal"] == verdict["parts"] == 20 and verdict["same_order"]
     assert verdict["missing"] == verdict["extra"] == 0 and not verdict["left_over"]
     assert result["clean"]["rows"] == 800 > result["clean"]["distinct"]
+
+
+#: A cluster that counts a GPU, which two workers share and no one uses.
+WITH_GPU = """
+import json, sys
+import ray
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1, "include_dashboard": False})
+from polyvec.batch import engines, tokens
+from polyvec.batch.job import Job
+from polyvec.batch.run import prepare, run
+
+job, output = Job(**json.loads(sys.argv[1])), sys.argv[2]
+place = engines.OnRay(cluster.address, gpus=0.5)
+assert place.workers == 2
+if len(sys.argv) > 3:
+    engines.tokenizer_hash = lambda model: "another"
+try:
+    run(prepare(job, output, place), place)
+finally:
+    ray.shutdown()
+    cluster.shutdown()
+"""
+
+
+def test_workers_with_gpus_get_tokens_and_give_the_bytes_of_a_process(
+    calibrated: Path, new_job: Callable[..., Job], embed: Callable[..., Output], tmp_path: Path
+) -> None:
+    texts = [f"text {i % 17} of a few words" for i in range(40)] + ["long " * 600]
+    source = tmp_path / "texts.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    fields = {"truncate": False, "task": "classification"}  # what is too long is known from the tokens
+    here = embed(source, tmp_path / "here", **fields)
+    command = [sys.executable, "-c", WITH_GPU, json.dumps(asdict(new_job(source, **fields)))]
+    done = subprocess.run([*command, str(tmp_path / "there")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    there = Output(tmp_path / "there")
+    assert there.parts() == here.parts() and len(there.parts()) == 11
+    assert [reject["row"] for reject in there.rejects] == ["texts.jsonl:41"] == [r["row"] for r in here.rejects]
+    done = subprocess.run([*command, str(tmp_path / "other"), "other"], capture_output=True, text=True)
+    assert "every machine must have the same tokenizer" in done.stderr and "for another" in done.stderr
 
 
 @pytest.fixture
