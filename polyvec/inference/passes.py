@@ -85,8 +85,8 @@ class Passes:
             return plan_batches(lengths, batch_tokens=min(bound for bound in bounds if bound is not None))
 
         fewest = _PASSES_A_LANE * engine.lanes
-        if engine.lanes > 1 and len(lengths) >= fewest:  # before a lane is opened, which one query never needs
-            found = plans(engine.lane.batch_tokens)
+        if engine.lanes > 1 and len(lengths) >= fewest:
+            found = plans(engine.lane_tokens)
             # A long row is enough work for all cores, and takes memory that is not there for every lane.
             small = [len(plan) * lengths[plan[0]] <= engine.batch_tokens for plan in found]
             if sum(small) >= fewest:

@@ -81,7 +81,7 @@ class _Host:
         engine = self.engine
         if engine.lanes > 1 and not self.whole:
             free = engine.lanes - self.beside
-            fastest = engine.lane.batch_tokens
+            fastest = engine.lane_tokens
             if free >= 0 and waiting >= (free * _LANE_LEAST or fastest):
                 return engine.lane, min(fastest, max(_LANE_LEAST, waiting // max(free, 1)))
         at_most = 2 if engine.lanes == 1 else 1

@@ -147,6 +147,7 @@ class _WorkerLane:
     config: ModelConfig
     name: str
     batch_tokens: int
+    lane_tokens: int
     lanes: int = 1
 
     @property
@@ -174,8 +175,8 @@ class WorkerEngine:
         self._child: _Child | None = self._last
         facts = self._last.facts
         self.config, self.name, self.batch_tokens = facts.config, facts.name, facts.batch_tokens
-        self.lanes = facts.lanes
-        self._lane = _WorkerLane(self, facts.config, facts.name, facts.lane_tokens)
+        self.lanes, self.lane_tokens = facts.lanes, facts.lane_tokens
+        self._lane = _WorkerLane(self, facts.config, facts.name, facts.lane_tokens, facts.lane_tokens)
         self._keeper = threading.Thread(target=self._keep_alive, name="worker-keeper", daemon=True)
         self._keeper.start()
 
@@ -265,14 +266,15 @@ def _work(connection: Connection[Any, Any], settings: WorkerSettings) -> None:
     except PolyvecError as error:
         connection.send(error)
         return
-    facts = _Facts(engine.config, engine.name, engine.batch_tokens, engine.lanes, engine.lane.batch_tokens)
+    lane = engine.lane  # opened before anyone waits for it
+    facts = _Facts(engine.config, engine.name, engine.batch_tokens, engine.lanes, lane.batch_tokens)
     connection.send(facts)
     sending = threading.Lock()
 
     def answer(number: int, method: str, on_lane: bool, batch: Batch) -> None:
         result: Any
         try:
-            result = getattr(engine.lane if on_lane else engine, method)(batch)
+            result = getattr(lane if on_lane else engine, method)(batch)
         except PolyvecError as error:
             result = error
         except Exception as error:  # whatever a runtime raises is the batch's fault until the scheduler finds whose

@@ -24,7 +24,7 @@ class Summing:
 
     def __init__(self, config: ModelConfig, lanes: int, before: Callable[[Batch], object] = lambda _: None) -> None:
         self.config, self.name, self.lanes, self.batch_tokens, self.before = config, "sum", lanes, WHOLE_TOKENS, before
-        self.lane = self
+        self.lane, self.lane_tokens = self, LANE_TOKENS
         self.batches: list[int] = []  # tokens of each
 
     def pool(self, batch: Batch) -> NDArray[np.float32]:
@@ -129,3 +129,10 @@ def test_the_same_passes_give_the_same_bits_on_one_core_and_two(model_folder: Pa
         model = Embedder(model_folder, engine=precision, threads=threads)
         found.append(model.encode(texts, task="separation", batch_tokens=model.engine.lane.batch_tokens))
     np.testing.assert_array_equal(*found)
+
+
+def test_a_lane_is_opened_when_there_is_work_for_it(model_folder: Path) -> None:
+    model = Embedder(model_folder, engine="onnx", threads=2)
+    for count, is_open in ((8, False), (300, True)):
+        model.encode(["a short text of some words"] * count)
+        assert ("lane" in vars(model.engine)) == is_open

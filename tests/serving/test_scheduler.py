@@ -32,7 +32,7 @@ class Poisoned:
 
     def __init__(self, embedder: Embedder) -> None:
         self.inner, self.config, self.name, self.batch_tokens = embedder.engine, embedder.config, "poisoned", 256
-        self.lanes, self.lane = 1, self
+        self.lanes, self.lane, self.lane_tokens = 1, self, 256
         self.batches: list[int] = []
         self.nan = False
         self.gate = threading.Event()

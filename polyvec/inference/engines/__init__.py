@@ -23,13 +23,15 @@ class Engine(Protocol):
     does not fit; the engine goes on working with smaller ones.
 
     Where ``lanes`` is above 1, ``lane`` is the same model on one core, which that many threads may call at a time:
-    passes side by side never wait for one another, so many texts take less time, and few texts more.
+    passes side by side never wait for one another, so many texts take less time, and few texts more. It is opened when
+    first asked for; ``lane_tokens`` is its ``batch_tokens``, known before.
     """
 
     config: ModelConfig
     name: str
     batch_tokens: int
     lanes: int
+    lane_tokens: int
 
     @property
     def lane(self) -> Engine: ...

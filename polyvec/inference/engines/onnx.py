@@ -40,7 +40,8 @@ class OnnxEngine:
         options.intra_op_num_threads = threads or (cores if cores < (os.cpu_count() or 1) else 0)  # 0: physical cores
         weights = sum(file.stat().st_size for file in self._path.parent.glob("*.safetensors"))
         self.lanes = (threads or physical_cores()) if weights <= _LANE_BYTES else 1
-        self.batch_tokens = _ONE_CORE_TOKENS if self.lanes == 1 and weights <= _LANE_BYTES else _BATCH_TOKENS
+        self.lane_tokens = _ONE_CORE_TOKENS if weights <= _LANE_BYTES else _BATCH_TOKENS
+        self.batch_tokens = self.lane_tokens if self.lanes == 1 else _BATCH_TOKENS
         options.log_severity_level = 3
         options.enable_mem_pattern = False  # plans memory for shapes that repeat; lengths vary
         # The arena keeps its buffers from batch to batch: asking the system for pages takes a fifth of the time.

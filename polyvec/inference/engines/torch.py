@@ -37,7 +37,7 @@ class TorchEngine:
         self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         self.config = encoder.config
         self.lanes = 1
-        self.batch_tokens = 32768 if self.device.type == "cuda" else 1024
+        self.batch_tokens = self.lane_tokens = 32768 if self.device.type == "cuda" else 1024
         self.name = f"torch-{str(self.dtype).removeprefix('torch.')}"
         self._encoder = encoder.to(self.device, self.dtype).eval()
         if compiler is not None:
