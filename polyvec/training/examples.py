@@ -8,7 +8,7 @@ by number, so that it can go on at any step. The next run over the same files fi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +31,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "labelled": ("text", "label"),
     "targets": ("text", "embedding"),
 }
-#: Stage -> kinds that it can learn from, each by a loss of its own (arXiv 2409.10173, section 4.3).
+#: Stage -> kinds that it can learn from, each by a loss of its own (arXiv 2409.10173, section 4.3); ``windows`` has
+#: running text.
 KINDS: dict[str, tuple[str, ...]] = {
-    "mlm": ("running text",),
     "distillation": ("targets",),
     "pairs": ("pairs", "equals"),
     "retrieval": ("pairs", "equals"),
@@ -115,24 +115,18 @@ def read_examples(source: str, columns: tuple[str, ...], purpose: str) -> Iterat
         raise InputError(f"{source}: {column} must differ between examples, got {first[column]!r} in all of them")
 
 
-def _stored(source: str, kind: str, stage: str) -> Any:
-    """Return the examples as a ``datasets.Dataset``, from its cache where they are there already."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError.of("training", "train") from error
-    text = datasets.Value("string")
-    types = {"score": datasets.Value("float64"), "embedding": datasets.List(datasets.Value("float32"))}
-    features = {column: types.get(column, text) for column in COLUMNS[kind]}
-    features |= {"lang": text, "source": text, "negatives": datasets.List(text)}
-    state = repr(input_files(source))  # no list: a list would be files to share out among processes
+def cached(generate: Callable[..., Iterator[Record]], features: Mapping[str, Any], **arguments: Any) -> Any:
+    """Return what ``generate`` yields of ``arguments`` as a ``datasets.Dataset``, from its cache if it is there.
+
+    ``features`` maps columns to the types of ``datasets``. ``arguments`` must tell one result from another, a source
+    from its later self (``state_of``); a list among them would be shared out among processes. What ``generate``
+    raises of ours is raised, and nothing kept.
+    """
+    datasets = datasets_library()
     was_shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        return datasets.Dataset.from_generator(
-            _records, features=datasets.Features(features),
-            gen_kwargs={"source": source, "kind": kind, "stage": stage, "state": state},
-        )  # fmt: skip
+        return datasets.Dataset.from_generator(generate, features=datasets.Features(features), gen_kwargs=arguments)
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, PolyvecError):
             raise error.__cause__ from None
@@ -142,8 +136,31 @@ def _stored(source: str, kind: str, stage: str) -> Any:
             datasets.enable_progress_bars()
 
 
+def state_of(source: str) -> str:
+    """Return names, sizes and dates of the files of a source."""
+    return repr(input_files(source))
+
+
+def datasets_library() -> Any:
+    """Return the module ``datasets``."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError.of("training", "train") from error
+    return datasets
+
+
+def _stored(source: str, kind: str, stage: str) -> Any:
+    datasets = datasets_library()
+    text = datasets.Value("string")
+    types = {"score": datasets.Value("float64"), "embedding": datasets.List(datasets.Value("float32"))}
+    features = {column: types.get(column, text) for column in COLUMNS[kind]}
+    features |= {"lang": text, "source": text, "negatives": datasets.List(text)}
+    return cached(_records, features, source=source, kind=kind, stage=stage, state=state_of(source))
+
+
 def _records(source: str, kind: str, stage: str, state: str) -> Iterator[Record]:
-    """Yield what is stored; ``state``, names, sizes and dates of the files, only tells a source from its later self."""
+    """Yield what is stored of a source in its ``state``."""
     for row in read_examples(source, COLUMNS[kind], stage):
         kept = {column: row[column] for column in COLUMNS[kind]}
         if kind == "labelled":

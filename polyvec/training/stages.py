@@ -6,23 +6,16 @@ exactly where it was, on any number of processes.
 
 from __future__ import annotations
 
-import math
 import shutil
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyvec.atomic import check_new_folder
-from polyvec.data.masking import IGNORED, mask_words, word_starts
-from polyvec.data.sampling import GroupedSampler
 from polyvec.errors import InputError
-from polyvec.inference.batching import plan_batches
 from polyvec.model.config import ModelConfig, mini, tiny
 from polyvec.model.encoder import Encoder
 from polyvec.model.hub import resolve_model_folder
@@ -40,7 +33,8 @@ from polyvec.training.objectives import objective
 from polyvec.training.own_adapter import ADAPTERS, add_tasks, new_tasks
 from polyvec.training.progress import draw_losses, write_tensorboard
 from polyvec.training.run import Run
-from polyvec.training.utilisation import Work, head_flops, measured_peak
+from polyvec.training.utilisation import Work, measured_peak
+from polyvec.training.windows import MaskedWindows, read_windows
 
 _SHAPES: dict[str, Callable[[], ModelConfig]] = {"tiny": tiny, "mini": mini, "jina-v3": ModelConfig}
 _OF_BASE = ("distillation", "pairs")  # stages with the loss of vectors that train the base
@@ -65,18 +59,20 @@ def run_stage(
         checkpoint = Checkpoint(output / "checkpoint.safetensors", every=run.save_every, run=asdict(run))
         if not checkpoint.path.exists():
             check_new_folder(output)
-        datasets = [read_dataset(source, run.stage) for source in run.data]
+        encoder, companions = _open(run)
+        tokenizer_file = companions / "tokenizer.json" if companions.is_dir() else companions
+        datasets = _read(run, encoder.config, tokenizer_file)
         for dataset in datasets:
             if dataset.left_out:
                 total = len(dataset) + dataset.left_out
                 notice(
                     f"{dataset.source}: left out {dataset.left_out} of {total} pairs that share nearly all their words"
                 )
-        encoder, tokenizer, companions = _open(run)
         if not run.dropout:
             switch_dropout_off(encoder)
         encoder.gradient_checkpointing = run.gradient_checkpointing
         encoder.train().to(device)
+        tokenizer = Tokenizer.from_file(tokenizer_file, **encoder.config.tokenizer_ids)
         groups, shares, work = _prepare(run, encoder, tokenizer, datasets)
         output.mkdir(parents=True, exist_ok=True)
         losses = train(
@@ -105,20 +101,25 @@ def run_stage(
     return losses
 
 
-def _open(run: Run) -> tuple[Encoder, Tokenizer, Path]:
-    """Return the model that the run starts from, its tokenizer, and the folder or file that the tokenizer is from."""
+def _open(run: Run) -> tuple[Encoder, Path]:
+    """Return the model that the run starts from, and the folder or file that its tokenizer is from."""
     if run.architecture:
         encoder, companions = Encoder(_SHAPES[run.architecture]()), Path(run.tokenizer)
-        path = companions
     else:
         companions = resolve_model_folder(None if run.model == "polyvec-mini" else run.model)
-        encoder, path = load_encoder(companions), companions / "tokenizer.json"
+        encoder = load_encoder(companions)
     if run.adapter:
         encoder = add_tasks(encoder, new_tasks(run.adapter, run.stage))
-    config = encoder.config
-    if run.max_tokens > config.max_tokens:
-        raise InputError(f"max_tokens must be at most the model's {config.max_tokens}, got {run.max_tokens}")
-    return encoder, Tokenizer.from_file(path, **config.tokenizer_ids), companions
+    if run.max_tokens > encoder.config.max_tokens:
+        raise InputError(f"max_tokens must be at most the model's {encoder.config.max_tokens}, got {run.max_tokens}")
+    return encoder, companions
+
+
+def _read(run: Run, config: ModelConfig, tokenizer_file: Path) -> list[Dataset]:
+    if run.stage == "mlm":
+        ids = config.tokenizer_ids
+        return [read_windows(source, tokenizer_file, ids, max_tokens=run.max_tokens) for source in run.data]
+    return [read_dataset(source, run.stage) for source in run.data]
 
 
 def _learning(run: Run) -> tuple[str | None, ...]:
@@ -133,7 +134,7 @@ def _prepare(
 ) -> tuple[list[Group], Shares, Work]:
     """Return what learns, the shares of a step's loss, and the count of what they did."""
     if run.stage == "mlm":
-        windows = MaskedWindows(run, tokenizer, datasets, mask_token_id=encoder.config.vocab_size - 1)
+        windows = MaskedWindows(run, datasets, mask_token_id=encoder.config.vocab_size - 1)
         model = MaskedLanguageModel(encoder).to(encoder.embeddings.word_embeddings.weight.device)
         if run.sharded:
             distributed.shard(model, encoder.layers)
@@ -167,71 +168,3 @@ def _projection(width: int, dataset: Dataset, device: torch.device) -> nn.Parame
 
 def _base_parameters(encoder: Encoder) -> list[nn.Parameter]:
     return [p for n, p in encoder.named_parameters() if ".lora_" not in n and not n.startswith("pooler.")]
-
-
-class MaskedWindows:
-    """Running text as windows of up to ``max_tokens``, one language a batch, words hidden anew at every step."""
-
-    def __init__(self, run: Run, tokenizer: Tokenizer, datasets: Sequence[Dataset], *, mask_token_id: int) -> None:
-        self.run, self.tokenizer, self.datasets = run, tokenizer, datasets
-        self.mask_token_id, self.work = mask_token_id, Work()
-        self._first = np.cumsum([0, *map(len, datasets)])  # number of the first text of each dataset
-        texts, parts, langs = array("q"), array("i"), []
-        walked = (row for dataset in datasets for row in dataset.walk("text", "lang"))
-        for number, (text, lang) in enumerate(walked):
-            count = _num_windows(len(tokenizer.encode(text)), run.max_tokens)
-            texts.extend([number] * count)
-            parts.extend(range(count))
-            langs += [lang] * count
-        self._texts, self._parts = texts, parts  # of each window, its text and which of that text's windows it is
-        self.sampler = GroupedSampler(langs, smoothing=run.smoothing, seed=run.seed)
-
-    def _window(self, number: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        text = self._texts[number]
-        place = int(np.searchsorted(self._first, text, side="right")) - 1
-        (row,) = self.datasets[place].take([text - int(self._first[place])])
-        return _windows(row["text"], self.tokenizer, self.run.max_tokens)[self._parts[number]]
-
-    def shares(self, step: int, model: MaskedLanguageModel) -> Iterator[Tensor]:
-        """Yield shares of the mean cross-entropy of the step's hidden tokens."""
-        rng = np.random.default_rng((self.run.seed, step, 1))
-        rate = self.run.mask_rate
-        rows = [
-            mask_words(*self._window(number), rng, rate=rate, mask_token_id=self.mask_token_id)
-            for number in self.sampler.draw(step, self.run.batch_size)
-        ]
-        hidden = sum(int((labels != IGNORED).sum()) for _, labels in rows)
-        plans = plan_batches([len(ids) for ids, _ in rows], batch_tokens=self.run.part_tokens)
-        mine, own = distributed.my_share(len(plans)), distributed.num_own(len(plans))
-        config, device = model.encoder.config, model.bias.device
-        for turn, i in enumerate(mine if self.run.sharded else mine[:own]):
-            ids, labels = (np.concatenate([rows[j][side] for j in plans[i]]).astype(np.int64) for side in (0, 1))
-            cu_seqlens = torch.tensor([0, *(len(rows[j][0]) for j in plans[i])]).cumsum(0).int()
-            if turn < own:  # else it runs for the others' sake
-                self.work.add(config, cu_seqlens.diff().tolist(), trains_base=True)
-                self.work.flops += 3 * head_flops(config, int((labels != IGNORED).sum()))
-            arrays = (torch.from_numpy(ids), cu_seqlens, torch.from_numpy(labels))
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.run.bf16):
-                total = model(*(array.to(device) for array in arrays))
-            yield total * (float(turn < own) / hidden)
-
-
-def _num_windows(num_tokens: int, max_tokens: int) -> int:
-    """Return how many windows a text of ``num_tokens``, ``<s>`` and ``</s>`` among them, makes."""
-    return math.ceil((num_tokens - 2) / (max_tokens - 2))
-
-
-def _windows(text: str, tokenizer: Tokenizer, max_tokens: int) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
-    """Return (n,) ids from ``<s>`` to ``</s>`` and (n,) word starts of each window, all of like length."""
-    encoding = tokenizer.encode(text)
-    starts = word_starts(text, encoding)
-    inner = np.arange(1, len(encoding) - 1)
-    first, last = encoding.input_ids[:1], encoding.input_ids[-1:]
-    one = np.ones(1, dtype=np.bool_)
-    return [
-        (
-            np.concatenate((first, encoding.input_ids[part], last)),
-            np.concatenate((one, one, starts[part][1:], one)),
-        )
-        for part in np.array_split(inner, _num_windows(len(encoding), max_tokens))
-    ]

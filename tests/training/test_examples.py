@@ -15,8 +15,11 @@ import pytest
 import zstandard
 
 from polyvec.errors import InputError
+from polyvec.model.weights import load_encoder
+from polyvec.text.tokenizer import Tokenizer
 from polyvec.training import examples
 from polyvec.training.examples import read_dataset
+from polyvec.training.windows import read_windows
 
 PAIRS: list[dict[str, Any]] = [
     {"query": f"question {i}", "passage": f"An answer of its own, number {i * i}.", "lang": "en" if i % 2 else "de"}
@@ -85,3 +88,18 @@ def test_the_row_at_fault_is_named_and_nothing_of_the_source_is_kept(tmp_path: P
         read_dataset(str(tmp_path / "none.jsonl"), "retrieval")
     with pytest.raises(InputError, match="must be a URL of a known kind"):
         read_dataset("nowhere://bucket/pairs.jsonl", "retrieval")
+
+
+def test_running_text_is_stored_as_windows_of_tokens(model_folder: Path, tmp_path: Path) -> None:
+    text = "The router of the house is slow today. " * 20
+    rows = [{"text": text, "lang": "en"}] * 4 + [{"text": "Der Router ist langsam.", "lang": "de"}] * 6
+    (tmp_path / "t.jsonl").write_bytes(lines(rows))
+    config = load_encoder(model_folder).config
+    file = model_folder / "tokenizer.json"
+    windows = read_windows(str(tmp_path / "t.jsonl"), file, config.tokenizer_ids, max_tokens=64)
+    tokenizer = Tokenizer.from_file(file, **config.tokenizer_ids)
+    inner = tokenizer.encode(text).input_ids[1:-1]
+    first = windows.take(range(-(-len(inner) // 62)))  # of the first text: all of its tokens, in order
+    assert [i for window in first for i in window["input_ids"][1:-1]] == inner.tolist()
+    assert all(window["input_ids"][0] == config.bos_token_id and len(window["input_ids"]) <= 64 for window in first)
+    assert {lang for (lang,) in windows.walk("lang")} == {"en", "de"}

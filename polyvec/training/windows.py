@@ -1,0 +1,124 @@
+"""Running text as windows for masked language modelling: tokenised once, mapped from disk, hidden anew at every step.
+
+Shape letters: n tokens of a window.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polyvec.data.masking import IGNORED, mask_words, word_starts
+from polyvec.data.sampling import GroupedSampler
+from polyvec.errors import InputError
+from polyvec.files import Record
+from polyvec.inference.batching import plan_batches
+from polyvec.text.tokenizer import Tokenizer
+from polyvec.training import distributed
+from polyvec.training.examples import COLUMNS, Dataset, cached, datasets_library, read_examples, state_of
+from polyvec.training.mlm import MaskedLanguageModel
+from polyvec.training.run import Run
+from polyvec.training.utilisation import Work, head_flops
+
+KIND = "running text"
+
+
+def read_windows(source: str, tokenizer_file: Path, tokenizer_ids: Mapping[str, int], *, max_tokens: int) -> Dataset:
+    """Return the windows of the texts of a source, each of ``lang``, ``input_ids`` and ``word_starts`` (n,).
+
+    Raises ``InputError`` naming source, example and rule.
+    """
+    datasets = datasets_library()
+    features = {
+        "lang": datasets.Value("string"),
+        "input_ids": datasets.List(datasets.Value("int32")),
+        "word_starts": datasets.List(datasets.Value("bool")),
+    }
+    rows = cached(
+        _window_rows, features, source=source, state=state_of(source), tokenizer_file=str(tokenizer_file),
+        tokenizer_hash=hashlib.sha256(tokenizer_file.read_bytes()).hexdigest(), tokenizer_ids=dict(tokenizer_ids),
+        max_tokens=max_tokens,
+    )  # fmt: skip
+    if not len(rows):
+        raise InputError(f"{source} must hold texts of at least one token, got none")
+    return Dataset(source, KIND, rows)
+
+
+def _window_rows(
+    source: str, state: str, tokenizer_file: str, tokenizer_hash: str, tokenizer_ids: dict[str, int], max_tokens: int
+) -> Iterator[Record]:
+    tokenizer = Tokenizer.from_file(tokenizer_file, **tokenizer_ids)
+    for row in read_examples(source, COLUMNS[KIND], "mlm"):
+        for input_ids, starts in windows_of(row["text"], tokenizer, max_tokens):
+            yield {"lang": str(row.get("lang") or ""), "input_ids": input_ids, "word_starts": starts}
+
+
+def windows_of(
+    text: str, tokenizer: Tokenizer, max_tokens: int
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
+    """Yield (n,) ids from ``<s>`` to ``</s>`` and (n,) word starts, of like length, until the text is used up."""
+    encoding = tokenizer.encode(text)
+    starts = word_starts(text, encoding)
+    inner = len(encoding) - 2
+    if inner < 1:
+        return
+    first, last = encoding.input_ids[:1], encoding.input_ids[-1:]
+    one = np.ones(1, dtype=np.bool_)
+    for part in np.array_split(np.arange(1, inner + 1), math.ceil(inner / (max_tokens - 2))):
+        yield (
+            np.concatenate((first, encoding.input_ids[part], last)),
+            np.concatenate((one, one, starts[part][1:], one)),
+        )
+
+
+class MaskedWindows:
+    """Batches of windows, each of one language of one source."""
+
+    def __init__(self, run: Run, sources: Sequence[Dataset], *, mask_token_id: int) -> None:
+        self.run, self.sources, self.mask_token_id, self.work = run, sources, mask_token_id, Work()
+        self._first = np.cumsum([0, *map(len, sources)])  # number of the first window of each source
+        langs = (lang for source in sources for (lang,) in source.walk("lang"))
+        self.sampler = GroupedSampler(langs, smoothing=run.smoothing, seed=run.seed)
+
+    def shares(self, step: int, model: MaskedLanguageModel) -> Iterator[Tensor]:
+        """Yield shares of the mean cross-entropy of the step's hidden tokens."""
+        rng = np.random.default_rng((self.run.seed, step, 1))
+        rows = [
+            mask_words(
+                np.array(row["input_ids"], np.int32), np.array(row["word_starts"]), rng, rate=self.run.mask_rate,
+                mask_token_id=self.mask_token_id,
+            )
+            for row in self._draw(step)
+        ]  # fmt: skip
+        hidden = sum(int((labels != IGNORED).sum()) for _, labels in rows)
+        plans = plan_batches([len(ids) for ids, _ in rows], batch_tokens=self.run.part_tokens)
+        mine, own = distributed.my_share(len(plans)), distributed.num_own(len(plans))
+        config, device = model.encoder.config, model.bias.device
+        for turn, i in enumerate(mine if self.run.sharded else mine[:own]):
+            ids, labels = (np.concatenate([rows[j][side] for j in plans[i]]).astype(np.int64) for side in (0, 1))
+            cu_seqlens = torch.tensor([0, *(len(rows[j][0]) for j in plans[i])]).cumsum(0).int()
+            if turn < own:  # else it runs for the others' sake
+                self.work.add(config, cu_seqlens.diff().tolist(), trains_base=True)
+                self.work.flops += 3 * head_flops(config, int((labels != IGNORED).sum()))
+            arrays = (torch.from_numpy(ids), cu_seqlens, torch.from_numpy(labels))
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.run.bf16):
+                total = model(*(array.to(device) for array in arrays))
+            yield total * (float(turn < own) / hidden)
+
+    def _draw(self, step: int) -> list[dict[str, Any]]:
+        numbers = np.array(self.sampler.draw(step, self.run.batch_size))
+        places = np.searchsorted(self._first, numbers, side="right") - 1
+        found: dict[int, Record] = {}
+        for place in np.unique(places):
+            own = numbers[places == place]
+            rows = self.sources[place].take((own - self._first[place]).tolist())
+            found.update(zip(own.tolist(), rows, strict=True))
+        return [found[number] for number in numbers.tolist()]
