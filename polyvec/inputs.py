@@ -133,6 +133,12 @@ def input_columns(fs: Any, file: InputFile) -> list[str]:
         raise InputError(f"{file.name} must be readable, got: {error}") from error
 
 
+def input_state(source: str) -> str:
+    """Return what tells a source from its later self: names, sizes and dates of its files, the versions of Lance."""
+    files = input_files(source)
+    return repr((files, [_lance_dataset(file).version for file in files if file.suffix == LANCE]))
+
+
 def read_input(source: str, *, column: str) -> Iterator[Record]:
     """Yield the records of every file of ``source``, each with a text under ``column``.
 

@@ -46,17 +46,12 @@ def interval(rows: Observations, statistic: str, *, resamples: int = RESAMPLES, 
     return float(low), float(high)
 
 
-def compare(
-    first: Observations, second: Observations, statistic: str, *, resamples: int = RESAMPLES, seed: int = 0
-) -> Difference:
+def compare(first: Observations, second: Observations, statistic: str, *, resamples: int = RESAMPLES) -> Difference:
     """Return how two systems differ on the same observations, both resampled by the same rows (a paired test).
 
     (n, columns) twice. Raises ``InputError`` where the two are not of the same n.
     """
-    _of_one_length(first, second)
-    score = STATISTICS[statistic]
-    drawn = np.array([score(second[i]) - score(first[i]) for i in _draws(len(first), resamples, seed)])
-    return _difference(score(second) - score(first), drawn)
+    return compare_means([(statistic, first)], [(statistic, second)], resamples=resamples)
 
 
 def compare_means(
@@ -69,28 +64,19 @@ def compare_means(
     drawn = np.zeros(resamples)
     value = 0.0
     for seed, ((statistic, before), (_, after)) in enumerate(zip(first, second, strict=True)):
+        if len(before) != len(after):
+            raise InputError(
+                f"a paired test needs the same observations of both systems, got {len(before)} and {len(after)}; "
+                "evaluate both on the same data"
+            )
         score = STATISTICS[statistic]
-        draws = _draws(len(_of_one_length(before, after)), resamples, seed)
-        drawn += [(score(after[i]) - score(before[i])) / len(first) for i in draws]
+        drawn += [(score(after[i]) - score(before[i])) / len(first) for i in _draws(len(before), resamples, seed)]
         value += (score(after) - score(before)) / len(first)
-    return _difference(value, drawn)
-
-
-def _difference(value: float, drawn: NDArray[np.float64]) -> Difference:
     low, high = np.nanpercentile(drawn, (2.5, 97.5))
     # One is added so that no finite number of resamples claims certainty (Davison and Hinkley 1997, 4.2).
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    p = min(1.0, 2 * (float(tail) + 1) / (len(drawn) + 1))
+    p = min(1.0, 2 * (float(tail) + 1) / (resamples + 1))
     return Difference(value, float(low), float(high), p)
-
-
-def _of_one_length(first: Observations, second: Observations) -> Observations:
-    if len(first) != len(second):
-        raise InputError(
-            f"a paired test needs the same observations of both systems, got {len(first)} and {len(second)}; "
-            "evaluate both on the same data"
-        )
-    return first
 
 
 def _draws(count: int, resamples: int, seed: int) -> Any:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from polyvec.data.filters import overlaps
 from polyvec.errors import InputError, MissingExtraError, PolyvecError
 from polyvec.files import Record
-from polyvec.inputs import filesystem, input_columns, input_files, read_input
+from polyvec.inputs import filesystem, input_columns, input_files, input_state, read_input
 
 #: Kind of dataset -> columns. ``lang`` and ``source`` group a batch; ``negatives`` are hard ones of a query;
 #: ``embedding`` is a teacher's vector, as ``polyvec embed`` writes it.
@@ -84,8 +84,8 @@ def read_dataset(source: str, stage: str) -> Dataset:
     rows = _stored(source, kind, stage)
     if stage != "pairs":
         return Dataset(source, kind, rows)
-    kept = [i for i, pair in enumerate(Dataset(source, kind, rows).walk(*COLUMNS[kind])) if not overlaps(*pair)]
-    if not kept:
+    kept = np.flatnonzero(~rows.with_format("numpy", columns=["overlaps"])[:]["overlaps"])
+    if not len(kept):
         raise InputError(
             f"{source} must hold pairs that share less than 80 % of their words, got none in {len(rows)} examples; a "
             "passage that repeats its query teaches to compare letters"
@@ -119,7 +119,7 @@ def cached(generate: Callable[..., Iterator[Record]], features: Mapping[str, Any
     """Return what ``generate`` yields of ``arguments`` as a ``datasets.Dataset``, from its cache if it is there.
 
     ``features`` maps columns to the types of ``datasets``. ``arguments`` must tell one result from another, a source
-    from its later self (``state_of``); a list among them would be shared out among processes. What ``generate``
+    from its later self (``input_state``); a list among them would be shared out among processes. What ``generate``
     raises of ours is raised, and nothing kept.
     """
     datasets = datasets_library()
@@ -134,11 +134,6 @@ def cached(generate: Callable[..., Iterator[Record]], features: Mapping[str, Any
     finally:
         if was_shown:
             datasets.enable_progress_bars()
-
-
-def state_of(source: str) -> str:
-    """Return names, sizes and dates of the files of a source."""
-    return repr(input_files(source))
 
 
 def datasets_library() -> Any:
@@ -156,7 +151,9 @@ def _stored(source: str, kind: str, stage: str) -> Any:
     types = {"score": datasets.Value("float64"), "embedding": datasets.List(datasets.Value("float32"))}
     features = {column: types.get(column, text) for column in COLUMNS[kind]}
     features |= {"lang": text, "source": text, "negatives": datasets.List(text)}
-    return cached(_records, features, source=source, kind=kind, stage=stage, state=state_of(source))
+    if stage == "pairs":
+        features["overlaps"] = datasets.Value("bool")
+    return cached(_records, features, source=source, kind=kind, stage=stage, state=input_state(source))
 
 
 def _records(source: str, kind: str, stage: str, state: str) -> Iterator[Record]:
@@ -166,7 +163,8 @@ def _records(source: str, kind: str, stage: str, state: str) -> Iterator[Record]
         if kind == "labelled":
             kept["label"] = str(kept["label"])
         shared = {column: str(row.get(column) or "") for column in ("lang", "source")}
-        yield {**kept, **shared, "negatives": row.get("negatives") or []}
+        judged = {"overlaps": overlaps(*kept.values())} if stage == "pairs" else {}
+        yield {**kept, **shared, **judged, "negatives": row.get("negatives") or []}
 
 
 def _kind_of(source: str, stage: str) -> str:

@@ -21,9 +21,10 @@ from polyvec.data.sampling import GroupedSampler
 from polyvec.errors import InputError
 from polyvec.files import Record
 from polyvec.inference.batching import plan_batches
+from polyvec.inputs import input_state
 from polyvec.text.tokenizer import Tokenizer
 from polyvec.training import distributed
-from polyvec.training.examples import COLUMNS, Dataset, cached, datasets_library, read_examples, state_of
+from polyvec.training.examples import COLUMNS, Dataset, cached, datasets_library, read_examples
 from polyvec.training.mlm import MaskedLanguageModel
 from polyvec.training.run import Run
 from polyvec.training.utilisation import Work, head_flops
@@ -43,7 +44,7 @@ def read_windows(source: str, tokenizer_file: Path, tokenizer_ids: Mapping[str, 
         "word_starts": datasets.List(datasets.Value("bool")),
     }
     rows = cached(
-        _window_rows, features, source=source, state=state_of(source), tokenizer_file=str(tokenizer_file),
+        _window_rows, features, source=source, state=input_state(source), tokenizer_file=str(tokenizer_file),
         tokenizer_hash=hashlib.sha256(tokenizer_file.read_bytes()).hexdigest(), tokenizer_ids=dict(tokenizer_ids),
         max_tokens=max_tokens,
     )  # fmt: skip

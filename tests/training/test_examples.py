@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -61,6 +62,16 @@ def test_what_was_read_is_mapped_and_not_read_again_until_it_changes(
     data.write_bytes(lines(PAIRS[::-1]))
     os.utime(data, ns=(1, 1))
     assert next(read_dataset(str(data), "retrieval").walk("query")) == ("question 23",) and calls == [1]
+
+
+def test_a_lance_dataset_that_has_grown_is_read_again(tmp_path: Path) -> None:
+    source = str(tmp_path / "pairs.lance")
+    lance.write_dataset(pa.Table.from_pylist(PAIRS[:12]), source)
+    assert len(read_dataset(source, "retrieval")) == 12
+    date = os.stat(source).st_mtime_ns
+    lance.write_dataset(pa.Table.from_pylist(PAIRS[12:]), source, mode="append")
+    os.utime(source, ns=(date, date))  # as on object storage, where a folder has no date
+    assert len(read_dataset(source, "retrieval")) == 24
 
 
 def test_a_teacher_s_vectors_come_as_an_array(tmp_path: Path) -> None:
