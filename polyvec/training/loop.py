@@ -88,14 +88,13 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = schedule.learning_rate * group["base"] * schedule.factor(step)
             optimizer.zero_grad(set_to_none=True)
-            total = 0.0
+            shares = []
             for share in shares_of(step):
-                if not torch.isfinite(share):
-                    raise FloatingPointError(
-                        f"loss must be finite, got {share.item()} at step {step}; lower learning_rate"
-                    )
                 share.backward()  # type: ignore[no-untyped-call]
-                total += share.item()
+                shares.append(share.detach())
+            total = float(torch.stack(shares).sum())  # the one wait for the device in a step
+            if not math.isfinite(total):
+                raise FloatingPointError(f"loss must be finite, got {total} at step {step}; lower learning_rate")
             distributed.sum_gradients(parameters)
             nn.utils.clip_grad_norm_(parameters, max_grad_norm)
             optimizer.step()

@@ -64,11 +64,16 @@ def combine(teachers: Sequence[FloatArray], *, width: int) -> FloatArray:
     return np.asarray(targets / np.linalg.norm(targets, axis=1, keepdims=True), dtype=np.float32)
 
 
-def rotate_like(targets: FloatArray, rows: NDArray[np.int64], embeddings: FloatArray) -> FloatArray:
-    """Return the (B, D) targets turned so that ``targets[rows]`` lie closest to a student's (P, D) ``embeddings``.
+def extend(targets: FloatArray, known: FloatArray, others: FloatArray) -> FloatArray:
+    """Return (P, D) unit targets of texts that only one teacher reads, from what it says of those that all read.
 
-    The orthogonal Procrustes solution: every cosine between targets stays, and a trained student can go on from its
-    weights although the principal axes of a new corpus are others than those it learned.
+    ``known`` (B, S) are that teacher's vectors of the texts with ``targets`` (B, D), ``others`` (P, S) its vectors of
+    the rest. The linear map that fits best takes it from its space to that of all: what it cannot know of the others'
+    opinion comes out as their mean.
     """
-    left, _, right = np.linalg.svd(targets[rows].T @ embeddings)
-    return np.asarray(targets @ (left @ right), dtype=np.float32)
+    mean = known.mean(axis=0)
+    centred = known - mean
+    gram = centred.T @ centred
+    ridge = 1e-4 * float(np.trace(gram)) / len(gram) * np.eye(len(gram), dtype=np.float32)
+    found = (others - mean) @ np.linalg.solve(gram + ridge, centred.T @ targets)
+    return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), dtype=np.float32)
