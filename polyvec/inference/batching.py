@@ -33,6 +33,17 @@ class Batch:
     def lengths(self) -> NDArray[np.int32]:
         return np.diff(self.cu_seqlens)
 
+    @property
+    def max_seqlen(self) -> int:
+        """Tokens of the longest text."""
+        return int(self.lengths.max())
+
+    @property
+    def adapters(self) -> list[int]:
+        """Every task id once."""
+        found: list[int] = np.unique(self.task_ids).tolist()
+        return found
+
 
 def plan_batches(lengths: Sequence[int], *, batch_tokens: int) -> list[list[int]]:
     """Return batches as lists of indices into ``lengths`` (tokens), longest texts first.

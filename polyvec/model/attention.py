@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,21 +17,40 @@ from torch.nn.attention.varlen import varlen_attn
 from polyvec.errors import MachineWarning
 
 
-def packed_attention(
-    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float = 0.0
-) -> Tensor:
-    """Attend within each text, never across. (N, H, K) each, (B+1,) int32 offsets -> (N, H, K).
+class Packing(NamedTuple):
+    """Where the texts of a packed row lie, and what the host knows of them.
 
-    ``max_seqlen`` is T, a number of the host: reading it from a GPU in every layer would stop the queue of kernels.
+    ``cu_seqlens`` (B+1,) int32 offsets on the device. ``max_seqlen`` is T or more, a number of the host: reading it
+    from a GPU in every layer would stop the queue of kernels. ``has_kernel``: see ``has_varlen_kernel``; asked once
+    a pass, outside of what is compiled.
+    """
+
+    cu_seqlens: Tensor
+    max_seqlen: int
+    has_kernel: bool
+
+
+def packed_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing, dropout: float = 0.0) -> Tensor:
+    """Attend within each text, never across. (N, H, K) each -> (N, H, K).
+
     ``dropout`` falls on the attention probabilities; the FlashAttention kernel has none, so a training step that
     asks for it takes the padded path.
     """
-    is_half = query.dtype in (torch.float16, torch.bfloat16)
-    if query.is_cuda and is_half and dropout == 0.0 and has_varlen_kernel(query.device, query.dtype, query.shape[-1]):
-        out = varlen_attn(query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+    offsets, longest, has_kernel = packing
+    if has_kernel and dropout == 0.0:
+        out = varlen_attn(query, key, value, offsets, offsets, longest, longest)
         assert isinstance(out, Tensor)
         return out
-    return _padded_attention(query, key, value, cu_seqlens, max_seqlen, dropout)
+    if torch.compiler.is_compiling():
+        stood_in: Tensor = _opaque_padded_attention(query, key, value, offsets, longest)
+        return stood_in
+    return _padded_attention(query, key, value, offsets, longest, dropout)
+
+
+def runs_varlen(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether packed rows of this type go to FlashAttention; warns once of a GPU that lacks it."""
+    is_half = dtype in (torch.float16, torch.bfloat16)
+    return device.type == "cuda" and is_half and has_varlen_kernel(device, dtype, head_dim)
 
 
 @cache
@@ -72,3 +92,15 @@ def _padded_attention(
         pad(query), pad(key), pad(value), attn_mask=real[:, None, None, :], dropout_p=dropout
     )
     return out.transpose(1, 2).flatten(0, 1)[slots]
+
+
+@torch.library.custom_op("polyvec::padded_attention", mutates_args=())
+def _opaque_padded_attention(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, longest: int
+) -> Tensor:  # for a compiler one step, whose shapes do not depend on what lies in cu_seqlens; without gradient
+    return _padded_attention(query, key, value, cu_seqlens, longest, 0.0).contiguous()
+
+
+@_opaque_padded_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, longest: int) -> Tensor:
+    return query.new_empty(query.shape)

@@ -8,7 +8,9 @@ Shape letters: B texts, N packed tokens, D hidden width, H heads, K head width, 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +19,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from polyvec.errors import InputError
-from polyvec.model.attention import packed_attention
+from polyvec.model.attention import Packing, packed_attention, runs_varlen
 from polyvec.model.config import ModelConfig
-from polyvec.model.lora import Adapted, AdaptedEmbedding, AdaptedLinear, adapter_gate, has_adapters
+from polyvec.model.lora import Adapted, AdaptedEmbedding, AdaptedLinear, adapter_gate
+from polyvec.model.pooling import text_of_token
 from polyvec.model.rotary import rotary_table, rotate
+from polyvec.tasks import NO_ADAPTER
 
 
 def _linear(config: ModelConfig, in_features: int, out_features: int) -> AdaptedLinear:
@@ -60,12 +64,10 @@ class Attention(nn.Module):
         self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
         self.dropout = config.attention_probs_dropout_prob
 
-    def forward(
-        self, x: Tensor, gate: Tensor | None, cu_seqlens: Tensor, max_seqlen: int, rotary: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        query, key, value = self.qkv(x, gate).view(len(x), 3, self.num_heads, self.head_dim).unbind(1)
-        query, key = rotate(query, *rotary), rotate(key, *rotary)
-        attended = packed_attention(query, key, value, cu_seqlens, max_seqlen, self.dropout if self.training else 0.0)
+    def forward(self, x: Tensor, gate: Tensor | None, packing: Packing, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        qkv = self.qkv(x, gate).view(len(x), 3, self.num_heads, self.head_dim)
+        query, key = rotate(qkv[:, :2], *rotary).unbind(1)
+        attended = packed_attention(query, key, qkv[:, 2], packing, self.dropout if self.training else 0.0)
         states: Tensor = self.out(attended.flatten(1), gate)
         return states
 
@@ -94,10 +96,8 @@ class Layer(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(
-        self, x: Tensor, gate: Tensor | None, cu_seqlens: Tensor, max_seqlen: int, rotary: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        x = self.attention_norm(x + self.dropout(self.attention(x, gate, cu_seqlens, max_seqlen, rotary)))
+    def forward(self, x: Tensor, gate: Tensor | None, packing: Packing, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        x = self.attention_norm(x + self.dropout(self.attention(x, gate, packing, rotary)))
         states: Tensor = self.mlp_norm(x + self.dropout(self.mlp(x, gate)))
         return states
 
@@ -116,6 +116,7 @@ class Encoder(nn.Module):
         self.pooler.requires_grad_(False)
         self.gradient_checkpointing = False  # recompute each layer in the backward pass: less memory, a third more work
         self.merged_task: int | None = None
+        self._is_compiled = False
         for module in self.modules():
             if isinstance(module, Adapted):
                 nn.init.normal_(module.weight, std=config.initializer_range)
@@ -124,42 +125,64 @@ class Encoder(nn.Module):
     def lora_scale(self) -> float:
         return self.config.lora_alpha / self.config.lora_rank
 
-    def forward(self, input_ids: Tensor, cu_seqlens: Tensor, task_ids: Tensor) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        cu_seqlens: Tensor,
+        task_ids: Tensor,
+        *,
+        max_seqlen: int | None = None,
+        adapters: Collection[int] | None = None,
+    ) -> Tensor:
         """Return (N, D) token states for (N,) packed ids, (B+1,) int32 text offsets and (B,) adapter ids.
 
-        An adapter id of -1 takes the base weights. Raises ``InputError`` when an adapter is merged and a text asks
-        for another.
+        An adapter id of -1 takes the base weights. ``max_seqlen`` is the length of the longest text or more, and
+        ``adapters`` the ids among ``task_ids``: a caller that knows them spares a GPU two stops of its queue, after
+        which a pass has none. Raises ``InputError`` when an adapter is merged and a text asks for another.
         """
-        lengths = cu_seqlens.diff()
-        max_seqlen = int(lengths.max())  # the one wait for the device in a pass over the layers
-        starts = torch.repeat_interleave(cu_seqlens[:-1], lengths)
-        position_ids = torch.arange(len(input_ids), device=input_ids.device) - starts
+        if max_seqlen is None:
+            max_seqlen = int(cu_seqlens.diff().max())
+        if adapters is None:
+            adapters = set(task_ids.tolist())
+        texts = text_of_token(cu_seqlens, len(input_ids))
+        position_ids = torch.arange(len(input_ids), device=input_ids.device) - cu_seqlens[texts]
         rotary = rotary_table(position_ids, self.config.head_dim, self.config.rope_theta)
-        gate = self._gate(task_ids, lengths)
+        gate = self._gate(task_ids, texts) if self._is_adapted(adapters) else None
         x: Tensor = self.dropout(self.embeddings(input_ids, gate))
+        has_kernel = runs_varlen(x.device, _product_type(x), self.config.head_dim)
+        packing = Packing(cu_seqlens, max(max_seqlen, 2), has_kernel)  # a compiler takes 1 for a constant
+        if self._is_compiled:
+            _mark_dynamic(x, gate, cu_seqlens, *rotary)
         for layer in self.layers:
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(
-                    layer, x, gate, cu_seqlens, max_seqlen, rotary, use_reentrant=False, context_fn=_same_kernels
-                )
+                x = checkpoint(layer, x, gate, packing, rotary, use_reentrant=False, context_fn=_same_kernels)
+            elif len(x) == 1:  # as above: past the compiler
+                x = layer.forward(x, gate, packing, rotary)
             else:
-                x = layer(x, gate, cu_seqlens, max_seqlen, rotary)
+                x = layer(x, gate, packing, rotary)
         return x
 
-    def _gate(self, task_ids: Tensor, lengths: Tensor) -> Tensor | None:
-        if self.merged_task is not None:
-            if bool((task_ids != self.merged_task).any()):
-                raise InputError(
-                    f"task ids must all be {self.merged_task} while that adapter is merged, got {task_ids.tolist()}; "
-                    "call unmerge() first"
-                )
-            return None
-        if not has_adapters(task_ids):
-            return None
+    def compile_layers(self, backend: str | Callable[..., Any]) -> None:
+        """Compile the layers with a backend of ``torch.compile``: at the first pass, once for all layers, lengths and
+        numbers of texts, and once more at the first pass with adapters. For inference alone."""
+        for layer in self.layers:
+            layer.compile(backend=backend, dynamic=True)
+        self._is_compiled = True
+
+    def _is_adapted(self, adapters: Collection[int]) -> bool:
+        if self.merged_task is None:
+            return any(adapter != NO_ADAPTER for adapter in adapters)
+        if any(adapter != self.merged_task for adapter in adapters):
+            raise InputError(
+                f"task ids must all be {self.merged_task} while that adapter is merged, got {sorted(adapters)}; "
+                "call unmerge() first"
+            )
+        return False
+
+    def _gate(self, task_ids: Tensor, texts: Tensor) -> Tensor:
         config = self.config
-        token_task_ids = torch.repeat_interleave(task_ids, lengths)
         dtype = self.embeddings.word_embeddings.weight.dtype
-        return adapter_gate(token_task_ids, len(config.tasks), config.lora_rank, self.lora_scale, dtype)
+        return adapter_gate(task_ids[texts], len(config.tasks), config.lora_rank, self.lora_scale, dtype)
 
     def merge(self, task_id: int) -> None:
         """Add one task's adapter into the weights: the same vectors for less work, for that task alone."""
@@ -182,6 +205,23 @@ class Encoder(nn.Module):
             if isinstance(module, Adapted):
                 module.unmerge()
         self.merged_task = None
+
+
+def _product_type(x: Tensor) -> torch.dtype:
+    """Return the type in which a linear layer answers ``x``."""
+    kind = x.device.type
+    is_mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if is_mixed else x.dtype
+
+
+def _mark_dynamic(x: Tensor, gate: Tensor | None, *others: Tensor) -> None:
+    """Tell the compiler which sizes change: the first of each. It would take equal ones of the first pass, such as a
+    number of tokens and a width, for one."""
+    for tensor in (x, gate, *others):
+        if tensor is not None and len(tensor) > 1:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+            for dim in range(1, tensor.dim()):
+                torch._dynamo.mark_static(tensor, dim)
 
 
 def _same_kernels() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

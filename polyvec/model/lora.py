@@ -15,13 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from polyvec.tasks import NO_ADAPTER
-
 
 def adapter_gate(task_ids: Tensor, num_adapters: int, rank: int, scale: float, dtype: torch.dtype) -> Tensor:
     """Return the (N, A*R) gate for (N,) adapter ids: ``scale`` in the columns of the row's adapter, else 0.
 
-    A row with ``NO_ADAPTER`` opens nothing: it passes through the base weights alone.
+    A row of adapter -1 opens nothing: it passes through the base weights alone.
     """
     adapters = torch.arange(num_adapters, device=task_ids.device)
     gate = (task_ids.unsqueeze(-1) == adapters).to(dtype) * scale  # (N, A)
@@ -103,8 +101,3 @@ class AdaptedEmbedding(Adapted):
 
     def delta(self, adapter_id: int, scale: float) -> Tensor:
         return self.lora_A[adapter_id] @ self.lora_B[adapter_id] * scale
-
-
-def has_adapters(task_ids: Tensor) -> bool:
-    """Whether any row of (B,) adapter ids has one."""
-    return bool((task_ids != NO_ADAPTER).any())

@@ -10,18 +10,21 @@ from torch import Tensor
 
 
 def rotary_table(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines, each (N, 1, K) in float32, for (N,) positions.
+    """Return cosines and sines, each (N, K/2) in float32, for (N,) positions.
 
     Always float32: in bfloat16 the angles of neighbouring positions collapse beyond a few hundred tokens.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids.device) / head_dim
     angles = position_ids.float().unsqueeze(-1) * (theta**-exponents)  # (N, K/2)
-    angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
     return angles.cos(), angles.sin()
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate (N, H, K) queries or keys by the angles of their positions; dtype is kept."""
+    """Rotate (N, ..., K) queries or keys by the angles (N, K/2) of their positions; dtype is kept.
+
+    Two products and a sum for each half, in float32: a compiler makes one pass over memory of it.
+    """
+    between = (1,) * (states.dim() - 2)
+    cos, sin = (table.view(len(table), *between, table.shape[-1]) for table in (cos, sin))
     first, second = states.float().chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return (states.float() * cos + turned * sin).to(states.dtype)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(states.dtype)

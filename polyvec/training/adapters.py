@@ -79,7 +79,8 @@ class TextEncoder:
             if device.type == "cpu"
             else torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
         ):
-            return mean_pool(self.encoder(input_ids, cu_seqlens, task_ids), cu_seqlens)
+            states = self.encoder(input_ids, cu_seqlens, task_ids, max_seqlen=part.max_seqlen, adapters=part.adapters)
+            return mean_pool(states, cu_seqlens)
 
     def __call__(self, texts: Sequence[str], name: str | None) -> Tensor:
         parts, places = self.parts(texts, name)

@@ -48,6 +48,6 @@ class MaskedLanguageModel(nn.Module):
         vocabulary of 250,000 for every token would not fit.
         """
         no_task = torch.full((len(cu_seqlens) - 1,), NO_ADAPTER, device=input_ids.device)
-        states = self.encoder(input_ids, cu_seqlens, no_task)
+        states = self.encoder(input_ids, cu_seqlens, no_task, adapters=(NO_ADAPTER,))
         hidden = labels != IGNORED
         return F.cross_entropy(self.logits(states[hidden]), labels[hidden], reduction="sum")

@@ -18,8 +18,6 @@ from polyvec.inference.batching import Batch
 from polyvec.inference.engines.onnx import OnnxEngine
 from polyvec.inference.engines.torch import TorchEngine
 from polyvec.model.attention import has_varlen_kernel
-from polyvec.model.encoder import Encoder
-from tests.conftest import random_encoder
 
 TEXTS = [" ".join(["router night train"] * (i % 7 + 1)) for i in range(60)]
 
@@ -111,19 +109,3 @@ def test_a_device_without_the_kernel_is_named_once() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not has_varlen_kernel(torch.device("cpu"), torch.bfloat16, 64)
-
-
-def test_layers_are_compiled_once_for_all_lengths(encoder: Encoder) -> None:
-    from torch._dynamo.testing import CompileCounter
-
-    counter = CompileCounter()
-    compiled = TorchEngine(random_encoder(), device="cpu", compiler=counter)
-    plain = TorchEngine(random_encoder(), device="cpu")
-    rng = np.random.default_rng(0)
-    frames = []
-    for count, length in ((3, 20), (5, 31), (2, 64), (9, 7), (4, 100)):
-        rows = [rng.integers(4, 500, length, dtype=np.int32) for _ in range(count)]
-        batch = Batch.of(rows, [i % 5 for i in range(count)])
-        np.testing.assert_allclose(compiled.pool(batch), plain.pool(batch), atol=1e-5)
-        frames.append(counter.frame_count)
-    assert frames[0] > 0 and len(set(frames)) == 1  # the first batch compiles, no other does

@@ -27,6 +27,30 @@ def test_a_mixed_batch_equals_its_texts_alone(encoder: Encoder) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("tasks", [TASKS, [-1] * 5])
+def test_a_pass_that_is_told_lengths_and_adapters_asks_the_device_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, tasks: list[int]
+) -> None:
+    monkeypatch.setattr("polyvec.model.encoder.runs_varlen", lambda *_: True)  # the path of a GPU
+    encoder = random_encoder().to("meta")  # tensors without data: whoever asks for a number fails
+    ids, cu_seqlens = (tensor.to("meta") for tensor in packed(LENGTHS))
+    states = encoder(ids, cu_seqlens, torch.tensor(tasks, device="meta"), max_seqlen=31, adapters=set(tasks))
+    assert mean_pool(states, cu_seqlens).shape == (5, 32)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        encoder(ids, cu_seqlens, torch.tensor(tasks, device="meta"))
+
+
+@torch.no_grad()
+def test_what_a_caller_knows_of_a_pass_changes_nothing(encoder: Encoder) -> None:
+    ids, cu_seqlens = packed(LENGTHS)
+    asked = encoder(ids, cu_seqlens, torch.tensor(TASKS))
+    told = encoder(ids, cu_seqlens, torch.tensor(TASKS), max_seqlen=31, adapters=TASKS)
+    assert torch.equal(asked, told)
+    longer = encoder(ids, cu_seqlens, torch.tensor(TASKS), max_seqlen=64, adapters=TASKS)
+    torch.testing.assert_close(longer, asked, atol=2e-6, rtol=0)
+
+
+@torch.no_grad()
 def test_a_low_rank_update_equals_its_full_matrix() -> None:
     torch.manual_seed(0)
     layer = AdaptedLinear(6, 8, num_adapters=3, rank=2, dropout=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -36,44 +37,62 @@ class TorchEngine:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         self.config = encoder.config
-        self.lanes = 1
-        self.batch_tokens = self.lane_tokens = 32768 if self.device.type == "cuda" else 1024
+        is_cuda = self.device.type == "cuda"
+        self.lanes = 2 if is_cuda else 1  # one prepares while the device computes for the other
+        self.batch_tokens = self.lane_tokens = 16384 if is_cuda else 1024
         self.name = f"torch-{str(self.dtype).removeprefix('torch.')}"
+        self._queue = Lock()
         self._encoder = encoder.to(self.device, self.dtype).eval()
         if compiler is not None:
-            for layer in self._encoder.layers:
-                layer.compile(backend=compiler, dynamic=True)
+            self._encoder.compile_layers(compiler)
         if self.device.type == "cpu" and usable_cores() < torch.get_num_threads():
             torch.set_num_threads(usable_cores())  # torch knows affinity and no quota
 
     @property
     def lane(self) -> TorchEngine:
-        """Itself: torch's threads belong to the process."""
+        """Itself: torch's threads belong to the process, and a GPU has one queue."""
         return self
 
-    @torch.inference_mode()
     def pool(self, batch: Batch) -> NDArray[np.float32]:
         """Return (B, D) mean-pooled vectors, neither truncated nor normalised."""
-        with _out_of_memory():
-            states, cu_seqlens = self._forward(batch)
-            return np.asarray(mean_pool(states, cu_seqlens).cpu().numpy())
+        return self._run(batch, mean_pool)
 
-    @torch.inference_mode()
     def token_states(self, batch: Batch) -> NDArray[np.float32]:
         """Return (N, D) states of the packed tokens."""
+        return self._run(batch, lambda states, _: states.float())
+
+    @torch.inference_mode()
+    def _run(self, batch: Batch, finish: Callable[[Tensor, Tensor], Tensor]) -> NDArray[np.float32]:
+        """Return what ``finish`` makes of (N, D) states and (B+1,) offsets.
+
+        The lock is held while work is handed to the device, not while it is waited for: of two callers one prepares
+        its batch, or reads its vectors, while the device computes for the other, in one order and one stream.
+        """
         with _out_of_memory():
-            return np.asarray(self._forward(batch)[0].float().cpu().numpy())
+            arrays = [self._pin(array) for array in (batch.input_ids, batch.cu_seqlens, batch.task_ids)]
+            max_seqlen, adapters = batch.max_seqlen, batch.adapters
+            with self._queue:
+                input_ids, cu_seqlens, task_ids = (array.to(self.device, non_blocking=True) for array in arrays)
+                states = self._encoder(input_ids, cu_seqlens, task_ids, max_seqlen=max_seqlen, adapters=adapters)
+                outputs, done = self._fetch(finish(states, cu_seqlens))
+            if done is not None:
+                done.synchronize()
+            return np.asarray(outputs.numpy())
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        cu_seqlens = self._send(batch.cu_seqlens)
-        return self._encoder(self._send(batch.input_ids), cu_seqlens, self._send(batch.task_ids)), cu_seqlens
-
-    def _send(self, array: NDArray[Any]) -> Tensor:
-        """Copy to the device; from pinned memory to a GPU, which goes on while the next array is on its way."""
+    def _pin(self, array: NDArray[Any]) -> Tensor:
+        """Put a copy where a GPU can fetch it without the host."""
         tensor = torch.from_numpy(array)
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
+
+    def _fetch(self, tensor: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+        """Return a copy on the host, and what to wait for before it is read."""
         if self.device.type != "cuda":
-            return tensor.to(self.device)
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+            return tensor.cpu(), None
+        outputs = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        outputs.copy_(tensor, non_blocking=True)
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record(torch.cuda.current_stream(self.device))
+        return outputs, done
 
 
 @contextmanager
