@@ -121,8 +121,10 @@ def teacher(source: Path, folder: Path) -> None:
 
 @app.command()
 def texts(data: Data, work: Work) -> None:
-    """Stage 1: what the student reads, and whose vector each text learns."""
+    """Stage 1: what the student reads, and whose vector each text learns; and the pairs that adapters learn from."""
     work.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("pairs", search_pairs(data)), ("translations", translations(data))):
+        pq.write_table(pa.Table.from_pylist(list(rows)), work / f"{name}.parquet", compression="zstd")
     pq.write_table(choose(data), work / "texts.parquet", compression="zstd", use_dictionary=["lang"])
 
 
@@ -223,9 +225,12 @@ class Distillation:
         return F.normalize(found.new_zeros(len(spans), found.shape[1]).index_add_(0, owner, found), dim=-1)
 
     def shares(
-        self, step: int, embed: Callable[[Tensor, Tensor], Tensor], *, dims: Sequence[int], part_tokens: int
+        self, step: int, embed: Callable[[Tensor, Tensor, int], Tensor], *, dims: Sequence[int], part_tokens: int
     ) -> Iterator[Tensor]:
-        """Yield the shares of the step's loss, of parts of like length; ``embed`` maps ids and offsets to (B, D)."""
+        """Yield the shares of the step's loss, of parts of like length.
+
+        ``embed`` maps (N,) ids, (B+1,) offsets and the tokens of the longest text to (B, D).
+        """
         spans, prompts, others = self.draw(step)
         targets = self.targets_of(spans)
         bank = self.targets[torch.from_numpy(others).to(device())].float()
@@ -235,7 +240,7 @@ class Distillation:
             own = torch.zeros(len(spans), dtype=torch.bool)
             own[plan] = True
             beside = torch.cat((targets[plan], targets[~own.to(targets.device)], bank))
-            vectors = embed(*self.texts.pack(spans[plan], prompts[plan]))
+            vectors = embed(*self.texts.pack(spans[plan], prompts[plan]), int(lengths[plan].max()))
             loss = distillation_loss(vectors, beside, dims=dims, relation=0.2, temperature=0.05)
             yield loss * (len(plan) / len(spans))
 
@@ -250,7 +255,7 @@ def static(work: Work, steps: int = 1500, batch_size: int = 4096, learning_rate:
     student.table.data.copy_(10 * co_occurrence_table(data.texts, data.targets, data.rows, config.vocab_size))
 
     def shares(step: int) -> Iterator[Tensor]:
-        return data.shares(step, student, dims=config.matryoshka_dims, part_tokens=2**30)
+        return data.shares(step, lambda ids, offsets, _: student(ids, offsets), dims=config.matryoshka_dims, part_tokens=2**30)
 
     groups = [([student.table], 1.0), ([student.scale, student.shift], 0.2)]
     train(groups, shares, Schedule(steps=steps, learning_rate=learning_rate), log_path=work / "static.jsonl")
@@ -277,10 +282,11 @@ def distil(
     layers = [p for n, p in encoder.named_parameters() if n.startswith("layers.") and "lora" not in n]
     on_gpu = device().type == "cuda"
 
-    def embed(ids: Tensor, cu_seqlens: Tensor) -> Tensor:
+    def embed(ids: Tensor, cu_seqlens: Tensor, longest: int) -> Tensor:
         no_task = torch.full((len(cu_seqlens) - 1,), NO_ADAPTER, device=ids.device)
         with torch.autocast("cuda", torch.bfloat16, enabled=bf16) if on_gpu else fast_short_texts(bf16=bf16):
-            return mean_pool(encoder(ids, cu_seqlens, no_task), cu_seqlens)
+            states = encoder(ids, cu_seqlens, no_task, max_seqlen=longest, adapters=(NO_ADAPTER,))
+            return mean_pool(states, cu_seqlens)
 
     def shares(step: int) -> Iterator[Tensor]:
         # A GPU takes all texts at once, however unlike; a CPU's caches hold a part.
@@ -303,18 +309,10 @@ def adapter(
     bf16: BFloat16 = False,
 ) -> None:
     """Stage 5, four times, also side by side: the adapters of one stage over the frozen base."""
-    inputs = work / "inputs" / stage
-    inputs.mkdir(parents=True, exist_ok=True)
-    (work / "distil/tokenizer.json").write_bytes((work / "tokenizer.json").read_bytes())
-    sources = {"pairs": search_pairs, "translations": translations}
     settings = dict(STAGES[stage])
-    files = []
-    for name in settings.pop("data"):
-        file = data / f"train/{name}.parquet"
-        if name in sources:
-            file = inputs / f"{name}.parquet"
-            pq.write_table(pa.Table.from_pylist(list(sources[name](data))), file)
-        files.append(str(file))
+    folders = {"pairs": work, "translations": work}
+    files = [str(folders.get(name, data / "train") / f"{name}.parquet") for name in settings.pop("data")]
+    shutil.copyfile(work / "tokenizer.json", work / "distil/tokenizer.json")
     run = Run(
         stage=stage, data=tuple(files), model=str(work / "distil"), output=str(work / stage), max_tokens=256, bf16=bf16,
         part_tokens=2**16 if device().type == "cuda" else 2**11, save_every=1000, seed=list(STAGES).index(stage) + 3,

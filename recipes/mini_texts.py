@@ -123,13 +123,13 @@ def search_pairs(data: Path) -> Iterator[Record]:
 
 
 def translations(data: Path) -> Iterator[Record]:
-    """Yield English sentences with a translation, of languages that have 1,000: of each 4,000 at most."""
+    """Yield English sentences with a translation, of languages that have 1,000: of each 2,000 at most."""
     rows = [r for r in _rows(data, "parallel") if 30 < len(r["en"]) <= MAX_CHARACTERS]
     seen: Counter[str] = Counter()
     sizes = Counter(r["lang"] for r in rows)
     for i in np.random.default_rng(0).permutation(len(rows)).tolist():
         lang = rows[i]["lang"]
-        if sizes[lang] >= 1000 and seen[lang] < 4000:
+        if sizes[lang] >= 1000 and seen[lang] < 2000:
             seen[lang] += 1
             yield {"text_a": rows[i]["en"], "text_b": rows[i]["text"], "lang": lang}
 
