@@ -1,59 +1,443 @@
-"""Packed batches on a GPU beside transformers on the same random weights: rate, tasks, memory.
+"""Packed batches on a GPU beside what one would use instead, on the same random weights.
 
-    python benchmarks/gpu.py --repeats 5                 # the 570M shape, bfloat16, on CUDA
-    python benchmarks/gpu.py --shape tiny --device cpu   # that it runs
+    python benchmarks/gpu.py                                        # the 570M shape, bfloat16, on CUDA
+    python benchmarks/gpu.py --sections rate latency --seconds 60   # a part of it
+    python benchmarks/gpu.py --shape tiny --device cpu              # that it runs
 
-Token ids are random, so nothing here measures a tokenizer. Peers get the rows sorted by length, padded to the longest
-of a batch of the same budget of tokens, as their users do; polyvec packs. Outputs are compared before anything is
-timed; systems alternate; medians. "Of the peak" is against the best square product of the same type in this run, with
-operations counted without padding. What is not installed here (flash_attn) is left out and said.
+Sections: ``rate`` (tokens/s by lengths and system), ``tasks`` (adapters in a batch), ``batch`` (rate and memory against
+the tokens of a pass), ``latency`` (one short text), ``texts`` (from strings, tokenised, beside sentence-transformers),
+``training`` (forward and backward). Each prints its markdown when it is done; one that fails says why, and the others
+go on. A section that has used up its ``--seconds`` leaves the rest out and says so.
+
+Token ids are random but in ``texts``. Peers get rows sorted by length and padded to the longest of a batch of the same
+budget of tokens, as their users do; polyvec packs. Outputs are compared before anything is timed; systems alternate;
+medians. "Of the peak" is against the best of some square products of the same type in this run, with operations
+counted without padding; "of the roofline" against the time in which every kernel would move its bytes at the measured
+rate of a copy, or do its operations at that peak, whichever is longer.
+
+The prediction for 512 tokens, 570M shape, bfloat16, on a chip of 800 TFLOP/s and 3 TB/s, by token and layer: products
+25.2 million operations, 35 ns at 90 % of the peak; attention 2.1 million, 6 ns at 350 TFLOP/s; 37 KB between fused
+kernels (rotation 8, two sums with layer norm 6 each, GELU 16), 12 ns. 24 layers and the ends: 1.3 microseconds for 0.65
+GFLOP, so 60 % of the peak. Adapters read each product's input again and its output twice (14 and 36 KB), 17 ns: a batch
+of mixed tasks would take 30 % longer.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import dataclasses
+import json
 import statistics
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import randomise, where
+from common import make_texts, randomise, where
 
+from polyvec import Embedder
 from polyvec.inference.batching import Batch, plan_batches
 from polyvec.inference.engines.torch import TorchEngine
 from polyvec.model.config import ModelConfig, mini, tiny
 from polyvec.model.encoder import Encoder
+from polyvec.model.pooling import mean_pool
 from polyvec.model.weights import save_hf
 from polyvec.tasks import NO_ADAPTER
-from polyvec.training.utilisation import forward_flops, measured_peak
+from polyvec.training.adapters import freeze_base, switch_dropout_off
+from polyvec.training.utilisation import Work, forward_flops, measured_peak
 
 SHAPES = {"570m": ModelConfig, "mini": mini, "tiny": tiny}
+MIXES = {"short": (16, 4096), "512": (512, 512), "log-normal": (None, 2048), "long": (8192, 32)}  # tokens, texts
 Ids = list[np.ndarray]
-Embed = Callable[[Ids, list[int]], np.ndarray]
+Embed = Callable[[Ids, Sequence[int]], np.ndarray]
 
 
-def lengths_of(mix: str, count: int, longest: int) -> list[int]:
-    rng = np.random.default_rng(0)
-    if mix == "log-normal":
-        return np.clip(rng.lognormal(np.log(60), 0.9, count), 8, longest).astype(int).tolist()
-    return [min({"short": 16, "512": 512, "long": 8192}[mix], longest)] * max(1, count // (32 if mix == "long" else 1))
+class Bench:
+    """What the sections share: one model, its engines and peers, opened when first asked for, and the chip's limits."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.device = torch.device(options.device)
+        self.is_cuda = self.device.type == "cuda"
+        self.dtype = torch.bfloat16 if self.is_cuda else torch.float32
+        self.config: ModelConfig = SHAPES[options.shape]()
+        torch.manual_seed(0)
+        with torch.device(self.device):
+            self.encoder = Encoder(self.config).eval()
+        randomise(self.encoder)
+        self._opened: dict[str, Any] = {}
+        self._refused: set[str] = set()
+        self._deadline = float("inf")
+        self.peak = measured_peak(self.device, bf16=self.is_cuda)
+        self.bandwidth = copy_rate(self.device)
+
+    def engine(self, name: str) -> TorchEngine:
+        """Open ``eager``, ``compiled`` or another kind of engine; each has its own copy of the weights."""
+        if name not in self._opened:
+            kinds: dict[str, dict[str, Any]] = {"eager": {}, "compiled": {"compiler": "inductor"}}
+            self._opened[name] = TorchEngine(copy.deepcopy(self.encoder), device=self.options.device, **kinds[name])
+        return self._opened[name]
+
+    def systems(self, names: Sequence[str]) -> dict[str, Embed]:
+        """Return those systems that open here; of others the reason is printed once."""
+        found: dict[str, Embed] = {}
+        for name in names:
+            if name in self._refused:
+                continue
+            try:
+                if name.startswith("polyvec"):
+                    found[name] = packed(self.engine(name.removeprefix("polyvec, ")))
+                else:
+                    found[name] = self.transformers(name.removeprefix("transformers, "))
+            except Exception as error:
+                self._refused.add(name)
+                say(f"{name} left out: {reason(error)}")
+        return found
+
+    @property
+    def hf_folder(self) -> Path:
+        """The weights as transformers and sentence-transformers load them, with a tokenizer of the right size."""
+        if "folder" not in self._opened:
+            self._opened["temporary"] = tempfile.TemporaryDirectory()
+            folder = Path(self._opened["temporary"].name)
+            path = Embedder().folder / "tokenizer.json"
+            if self.options.shape == "570m":
+                from large import grown_tokenizer
+
+                path = folder / "tokenizer.json"
+                path.write_text(json.dumps(grown_tokenizer(), ensure_ascii=False), encoding="utf-8")
+            save_hf(copy.deepcopy(self.encoder).to(self.dtype), folder / "hf", path)
+            self._opened["folder"] = folder / "hf"
+        return self._opened["folder"]
+
+    def transformers(self, attention: str) -> Embed:
+        if attention not in self._opened:
+            if attention == "flash_attention_2" and (find_spec("flash_attn") is None or not self.is_cuda):
+                raise ImportError("flash_attn is not installed, or there is no GPU")
+            from transformers import JinaEmbeddingsV3Model
+
+            model = JinaEmbeddingsV3Model.from_pretrained(
+                self.hf_folder, attn_implementation=attention, dtype=self.dtype
+            )
+            budget = self.engine("eager").batch_tokens
+            self._opened[attention] = padded(
+                model.eval().to(self.device), self.config.pad_token_id, budget, self.device
+            )
+        return self._opened[attention]
+
+    def roofline(self, lengths: Sequence[int]) -> float:
+        """Return the seconds of a forward pass whose kernels each reach the peak or the bandwidth, adapters left out.
+
+        Per token and layer: four products, attention, rotation, two sums with a layer norm, GELU; weights are read
+        once a pass.
+        """
+        config, size = self.config, torch.tensor([], dtype=self.dtype).element_size()
+        width, inner, tokens = config.hidden_size, config.intermediate_size, sum(lengths)
+        passes = -(-tokens // self.engine("eager").batch_tokens)
+        seconds = 0.0
+        for rows, columns in ((width, 3 * width), (width, width), (width, inner), (inner, width)):
+            moved = size * (tokens * (rows + columns) + passes * rows * columns)
+            seconds += max(2.0 * tokens * rows * columns / self.peak, moved / self.bandwidth)
+        attention = 4.0 * width * sum(length * length for length in lengths)
+        seconds += max(attention / self.peak, size * tokens * 4 * width / self.bandwidth)
+        seconds += size * tokens * (10 * width + 2 * inner) / self.bandwidth
+        return seconds * config.num_hidden_layers
+
+    def rows(self, lengths: Sequence[int]) -> Ids:
+        rng = np.random.default_rng(1)
+        return [rng.integers(4, self.config.vocab_size, n).astype(np.int32) for n in lengths]
+
+    def lengths(self, mix: str) -> list[int]:
+        length, count = MIXES[mix]
+        count = max(1, count * self.options.texts // MIXES["log-normal"][1])
+        if length is None:
+            found = np.random.default_rng(0).lognormal(np.log(60), 0.9, count)
+            return np.clip(found, 8, self.config.max_tokens).astype(int).tolist()
+        return [min(length, self.config.max_tokens)] * count
+
+    @contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        """Print a heading; give the section its seconds; a failure is printed and ends the section alone."""
+        started = time.perf_counter()
+        self._deadline = started + self.options.seconds
+        say(f"\n## {name}\n")
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)
+            say(f"\n{name} ended early: {reason(error)}")
+        if self.is_cuda:
+            torch.cuda.empty_cache()
+        say(f"\n({name}: {time.perf_counter() - started:.0f} s)")
+
+    def has_time(self, what: str) -> bool:
+        """Whether the section's seconds are not used up; says what is left out otherwise."""
+        if time.perf_counter() < self._deadline:
+            return True
+        say(f"{what} left out: the section has used up its {self.options.seconds:.0f} s")
+        return False
+
+    def wait(self) -> None:
+        if self.is_cuda:
+            torch.cuda.synchronize()
+
+    def seconds(self, call: Callable[[], Any]) -> float:
+        self.wait()
+        started = time.perf_counter()
+        call()
+        self.wait()
+        return time.perf_counter() - started
+
+    def peak_mb(self, call: Callable[[], Any]) -> tuple[Any, str]:
+        """Return what ``call`` returns, and the megabytes that it took at most beyond what was there."""
+        if not self.is_cuda:
+            return call(), "-"
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        result = call()
+        self.wait()
+        return result, f"{(torch.cuda.max_memory_allocated() - before) / 2**20:.0f}"
 
 
-def random_encoder(config: ModelConfig) -> Encoder:
-    torch.manual_seed(0)
-    encoder = Encoder(config)
-    randomise(encoder)
-    return encoder
+def rate(bench: Bench) -> None:
+    names = ["polyvec, eager", "polyvec, compiled", "transformers, sdpa", "transformers, flash_attention_2"]
+    systems = bench.systems(names)
+    say(
+        "| lengths | system | smallest cosine | tokens/s | of transformers' | of the peak | of the roofline | peak MB |"
+    )
+    say("|---|---|---|---|---|---|---|---|")
+    for mix in bench.options.mixes:
+        if not bench.has_time(mix):
+            break
+        lengths = bench.lengths(mix)
+        rows, none = bench.rows(lengths), [NO_ADAPTER] * len(lengths)
+        vectors: dict[str, np.ndarray] = {}
+        memory: dict[str, str] = {}
+        for name, embed in list(systems.items()):  # also the warm-up of every shape
+            try:
+                vectors[name], memory[name] = bench.peak_mb(partial(embed, rows, none))
+            except Exception as error:
+                say(f"{name} left out of {mix}: {reason(error)}")
+        runs: dict[str, list[float]] = {name: [] for name in vectors}
+        for repeat in range(bench.options.repeats):
+            if repeat and not bench.has_time(f"repeat {repeat + 1} of {mix}"):
+                break
+            for name in runs:
+                runs[name].append(bench.seconds(partial(systems[name], rows, none)))
+        flops, bound = sum(forward_flops(bench.config, lengths)), bench.roofline(lengths)
+        middles = {name: statistics.median(own) for name, own in runs.items()}
+        theirs = middles.get("transformers, sdpa", float("nan"))
+        ours = vectors.get("polyvec, eager", next(iter(vectors.values())))
+        for name, middle in middles.items():
+            say(
+                f"| {mix} | {name} | {smallest_cosine(ours, vectors[name]):.5f} | {sum(lengths) / middle:,.0f} | "
+                f"{theirs / middle:.2f} | {flops / middle / bench.peak:.0%} | {bound / middle:.0%} | {memory[name]} |"
+            )
+
+
+def tasks(bench: Bench) -> None:
+    five = len(bench.config.tasks)
+    lengths = bench.lengths("log-normal")
+    rows = bench.rows(lengths)
+    kinds = {
+        "none": [NO_ADAPTER] * len(rows),
+        "one": [0] * len(rows),
+        "five": [i % five for i in range(len(rows))],
+    }
+    say("| system | tasks in a batch | time, none is 1 |\n|---|---|---|")
+    for name, embed in bench.systems(["polyvec, eager", "polyvec, compiled"]).items():
+        if not bench.has_time(name):
+            break
+        times: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for repeat in range(bench.options.repeats + 1):
+            for kind, ids in kinds.items():
+                value = bench.seconds(partial(embed, rows, ids))
+                if repeat:  # the first warms up
+                    times[kind].append(value)
+        base = statistics.median(times["none"])
+        for kind, own in times.items():
+            say(f"| {name} | {kind} | {statistics.median(own) / base:.3f} |")
+        encoder = bench.engine(name.removeprefix("polyvec, "))._encoder
+        encoder.merge(0)
+        try:
+            embed(rows, kinds["one"])
+            own = [bench.seconds(partial(embed, rows, kinds["one"])) for _ in range(bench.options.repeats)]
+        finally:
+            encoder.unmerge()
+        say(f"| {name} | one, merged | {statistics.median(own) / base:.3f} |")
+
+
+def batch(bench: Bench) -> None:
+    length = bench.lengths("512")[0]
+    say("| system | tokens in a pass | tokens/s | of the peak | MB beside the weights |\n|---|---|---|---|---|")
+    for name in ("eager", "compiled"):
+        engine = bench.engine(name)
+        for count in (2, 4, 8, 16, 32, 64, 128) if bench.is_cuda else (2, 4):
+            if not bench.has_time(f"{name}, {count * length} tokens"):
+                break
+            one = Batch.of(bench.rows([length] * count), [NO_ADAPTER] * count)
+            _, memory = bench.peak_mb(partial(engine.pool, one))
+            calls = max(2, 128 // count)
+            seconds = bench.seconds(partial(again, partial(engine.pool, one), calls)) / calls
+            flops = sum(forward_flops(bench.config, [length] * count))
+            tokens = count * length
+            say(f"| {name} | {tokens} | {tokens / seconds:,.0f} | {flops / seconds / bench.peak:.0%} | {memory} |")
+
+
+def latency(bench: Bench) -> None:
+    weights = sum(p.numel() for n, p in bench.encoder.layers.named_parameters() if ".lora_" not in n)
+    bound = weights * (2 if bench.is_cuda else 4) / bench.bandwidth
+    say(f"One text of 16 tokens; to read the layers' weights once takes {bound * 1e3:.2f} ms.\n")
+    say("| system | task | median ms | 99th percentile ms | of the bound |\n|---|---|---|---|---|")
+    rows = bench.rows([16])
+    names = ["polyvec, eager", "polyvec, compiled", "transformers, sdpa"]
+    for name, embed in bench.systems(names).items():
+        for kind, task in (("none", NO_ADAPTER), ("one", 0)):
+            if (kind == "one" and name.startswith("transformers")) or not bench.has_time(name):
+                continue
+            for _ in range(5):
+                embed(rows, [task])
+            times = [bench.seconds(partial(embed, rows, [task])) for _ in range(20 * bench.options.repeats)]
+            middle = statistics.median(times)
+            tail = float(np.quantile(times, 0.99))
+            say(f"| {name} | {kind} | {middle * 1e3:.2f} | {tail * 1e3:.2f} | {bound / middle:.0%} |")
+
+
+def texts(bench: Bench) -> None:
+    """From strings to vectors, tokenising included, as users call both libraries."""
+    many = make_texts(bench.options.texts)
+    calls: dict[str, Callable[[], np.ndarray]] = {}
+    for name in ("eager", "compiled"):
+        engine = bench.engine(name)
+        model = Embedder(bench.hf_folder, engine=engine)
+        calls[f"polyvec, {name}"] = partial(model.encode, many)
+    try:
+        from sentence_transformers import SentenceTransformer
+
+        peer = SentenceTransformer(str(bench.hf_folder), device=str(bench.device), model_kwargs={"dtype": bench.dtype})
+        calls["sentence-transformers"] = lambda: peer.encode(many, batch_size=64, normalize_embeddings=True)
+    except Exception as error:
+        say(f"sentence-transformers left out: {reason(error)}\n")
+    say("| system | smallest cosine | texts/s |\n|---|---|---|")
+    vectors = {name: call() for name, call in calls.items()}
+    ours = next(iter(vectors.values()))
+    for name, call in calls.items():
+        if bench.has_time(name):
+            middle = statistics.median(bench.seconds(call) for _ in range(bench.options.repeats))
+            say(f"| {name} | {smallest_cosine(ours, vectors[name]):.5f} | {len(many) / middle:,.0f} |")
+
+
+def training(bench: Bench) -> None:
+    """Forward and backward, float32 weights, products in bfloat16, no dropout and no recomputation."""
+    length = bench.lengths("512")[0]
+    count = 32 if bench.is_cuda else 2
+    config = dataclasses.replace(bench.config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    rows = bench.rows([length] * count)
+    one = Batch.of(rows, [0] * count)
+    ids, cu_seqlens, task_ids = (
+        torch.from_numpy(a).to(bench.device) for a in (one.input_ids, one.cu_seqlens, one.task_ids)
+    )
+
+    def step_of_ours(encoder: Encoder, *, adapted: bool) -> Callable[[], None]:
+        named = task_ids if adapted else torch.full_like(task_ids, NO_ADAPTER)
+
+        def step() -> None:
+            encoder.zero_grad(set_to_none=True)
+            with torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.is_cuda):
+                states = encoder(ids, cu_seqlens, named, max_seqlen=length, adapters=(0,) if adapted else (NO_ADAPTER,))
+                mean_pool(states, cu_seqlens).square().sum().backward()
+
+        return step
+
+    def ours(*, trains_base: bool, compiled: bool) -> Callable[[], None]:
+        encoder = copy.deepcopy(bench.encoder).float().train()
+        switch_dropout_off(encoder)
+        if not trains_base:
+            freeze_base(encoder)
+        if compiled:
+            encoder.compile_layers("inductor")
+        return step_of_ours(encoder, adapted=not trains_base)
+
+    def theirs(*, trains_base: bool) -> Callable[[], None]:
+        from transformers import JinaEmbeddingsV3Model
+
+        model = JinaEmbeddingsV3Model.from_pretrained(bench.hf_folder, attn_implementation="sdpa", dtype=torch.float32)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = 0.0
+        model = model.to(bench.device).train()
+        if not trains_base:
+            from peft import LoraConfig, get_peft_model
+
+            model = get_peft_model(model, LoraConfig(r=config.lora_rank, target_modules="all-linear"))
+        padded_ids = ids.view(count, length)
+        mask = torch.ones_like(padded_ids)
+
+        def step() -> None:
+            model.zero_grad(set_to_none=True)
+            with torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.is_cuda):
+                states = model(input_ids=padded_ids, attention_mask=mask).last_hidden_state
+                states.float().mean(1).square().sum().backward()
+
+        return step
+
+    say(f"{count} texts of {length} tokens a step.\n")
+    say("| what learns | system | tokens/s | of the peak (MFU) | peak MB |\n|---|---|---|---|---|")
+    for trains_base in (False, True):
+        what = "whole model" if trains_base else "adapters"
+        kinds: dict[str, Callable[[], Callable[[], None]]] = {
+            "polyvec": partial(ours, trains_base=trains_base, compiled=False),
+            "transformers, sdpa": partial(theirs, trains_base=trains_base),
+            "polyvec, compiled": partial(ours, trains_base=trains_base, compiled=True),
+        }
+        for name, opened in kinds.items():
+            if not bench.has_time(f"{what}, {name}"):
+                continue
+            try:
+                step = opened()
+                step()
+                _, memory = bench.peak_mb(step)
+                middle = statistics.median(bench.seconds(step) for _ in range(bench.options.repeats))
+            except Exception as error:
+                say(f"{what}, {name} left out: {reason(error)}")
+                continue
+            finally:
+                step = None  # type: ignore[assignment]
+                if bench.is_cuda:
+                    torch.cuda.empty_cache()
+            work = Work()
+            work.add(config, [length] * count, trains_base=trains_base)
+            used = work.flops / middle / bench.peak
+            say(f"| {what} | {name} | {work.tokens / middle:,.0f} | {used:.0%} | {memory} |")
+
+
+SECTIONS: dict[str, Callable[[Bench], None]] = {
+    "rate": rate,
+    "tasks": tasks,
+    "batch": batch,
+    "latency": latency,
+    "texts": texts,
+    "training": training,
+}
 
 
 def packed(engine: TorchEngine) -> Embed:
-    def embed(rows: Ids, tasks: list[int]) -> np.ndarray:
+    def embed(rows: Ids, task_ids: Sequence[int]) -> np.ndarray:
         out = np.empty((len(rows), engine.config.hidden_size), np.float32)
         for plan in plan_batches([len(row) for row in rows], batch_tokens=engine.batch_tokens):
-            out[plan] = engine.pool(Batch.of([rows[i] for i in plan], [tasks[i] for i in plan]))
+            out[plan] = engine.pool(Batch.of([rows[i] for i in plan], [task_ids[i] for i in plan]))
         return out
 
     return embed
@@ -61,14 +445,10 @@ def packed(engine: TorchEngine) -> Embed:
 
 def padded(model: Any, pad: int, batch_tokens: int, device: torch.device) -> Embed:
     @torch.inference_mode()
-    def embed(rows: Ids, _: list[int]) -> np.ndarray:
+    def embed(rows: Ids, _: Sequence[int]) -> np.ndarray:
         out = np.empty((len(rows), model.config.hidden_size), np.float32)
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-        start = 0
-        while start < len(order):
-            longest = len(rows[order[start]])
-            plan = order[start : start + max(1, batch_tokens // longest)]
-            ids = np.full((len(plan), longest), pad, np.int64)
+        for plan in plan_batches([len(row) for row in rows], batch_tokens=batch_tokens):
+            ids = np.full((len(plan), len(rows[plan[0]])), pad, np.int64)
             for place, i in enumerate(plan):
                 ids[place, : len(rows[i])] = rows[i]
             tokens = torch.from_numpy(ids).to(device)
@@ -76,114 +456,68 @@ def padded(model: Any, pad: int, batch_tokens: int, device: torch.device) -> Emb
             states = model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
             sums = (states * mask.unsqueeze(-1)).sum(1, dtype=torch.float32)
             out[plan] = (sums / mask.sum(1, keepdim=True)).cpu().numpy()
-            start += len(plan)
         return out
 
     return embed
 
 
-def open_peers(encoder: Encoder, device: torch.device, dtype: torch.dtype, batch_tokens: int) -> dict[str, Embed]:
-    import tempfile
-    from pathlib import Path
-
-    from transformers import JinaEmbeddingsV3Model
-
-    from polyvec import Embedder
-
-    with tempfile.TemporaryDirectory() as folder:
-        save_hf(encoder, Path(folder) / "hf", Embedder().folder / "tokenizer.json")
-        found = {}
-        for attention in ("sdpa", "flash_attention_2"):
-            if attention == "flash_attention_2" and (find_spec("flash_attn") is None or device.type != "cuda"):
-                print("flash_attn is not installed, or there is no GPU: transformers runs with sdpa alone")
-                continue
-            model = JinaEmbeddingsV3Model.from_pretrained(
-                Path(folder) / "hf", attn_implementation=attention, dtype=dtype
-            )
-            name = f"transformers, {attention}"
-            found[name] = padded(model.eval().to(device), encoder.config.pad_token_id, batch_tokens, device)
-        return found
+def again(call: Callable[[], Any], times: int) -> None:
+    for _ in range(times):
+        call()
 
 
-def seconds(embed: Embed, rows: Ids, tasks: list[int], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    embed(rows, tasks)  # returns arrays, so the GPU is done
-    return time.perf_counter() - started
+def smallest_cosine(left: np.ndarray, right: np.ndarray) -> float:
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return float(((left * right).sum(1) / norms).min())
 
 
-def peak_mb(device: torch.device) -> str:
-    if device.type != "cuda":
-        return "-"
-    value = torch.cuda.max_memory_allocated() / 2**20
-    torch.cuda.reset_peak_memory_stats()
-    return f"{value:.0f}"
+def copy_rate(device: torch.device) -> float:
+    """Return the bytes a second, read and written, of the best of a few copies that no cache holds."""
+    size = 2**30 if device.type == "cuda" else 2**26
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        target.copy_(source)
+        target[0].item()  # waits for the device
+        best = min(best, time.perf_counter() - started)
+    return 2.0 * size / best
+
+
+def reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="570m")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--texts", type=int, default=2048)
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--seconds", type=float, default=40, help="Of a section, after which the rest is left out.")
+    parser.add_argument("--texts", type=int, default=MIXES["log-normal"][1], help="Of the log-normal mix.")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--mixes", nargs="+", default=["short", "512", "log-normal", "long"])
-    parser.add_argument("--compile", action="store_true", help="Also polyvec with torch.compile.")
+    parser.add_argument("--mixes", nargs="+", choices=MIXES, default=list(MIXES))
     options = parser.parse_args()
-    device = torch.device(options.device)
-    config = SHAPES[options.shape]()
-    encoder = random_encoder(config)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    engine = TorchEngine(encoder, device=options.device)
-    peers = open_peers(encoder, device, dtype, engine.batch_tokens)
-    systems = {"polyvec": packed(engine), **peers}
-    if options.compile:
-        systems["polyvec, compiled"] = packed(
-            TorchEngine(random_encoder(config), device=options.device, compiler="inductor")
-        )
-    peak = measured_peak(device, bf16=dtype == torch.bfloat16)
-    chip = torch.cuda.get_device_name() if device.type == "cuda" else "no GPU"
-    print(f"{chip}, {where('torch', 'transformers', 'flash_attn')}")
-    print(f"{options.shape} shape, random weights, {dtype}, {options.repeats} alternating repeats, medians; products ")
-    print(f"{peak / 1e12:.2g} trillion operations a second\n")
-    print("| lengths | system | smallest cosine | tokens/s of polyvec's | of the peak | peak MB |")
-    print("|---|---|---|---|---|---|")
-    rng = np.random.default_rng(1)
-    for mix in options.mixes:
-        lengths = lengths_of(mix, options.texts, config.max_tokens)
-        rows = [rng.integers(4, config.vocab_size, n).astype(np.int32) for n in lengths]
-        none = [NO_ADAPTER] * len(rows)
-        flops = sum(forward_flops(config, lengths))
-        vectors, memory = {}, {}
-        for name, embed in systems.items():  # also the warm-up of every shape
-            peak_mb(device)
-            vectors[name] = embed(rows, none)
-            memory[name] = peak_mb(device)
-        runs: dict[str, list[float]] = {name: [] for name in systems}
-        for _ in range(options.repeats):
-            for name, embed in systems.items():
-                runs[name].append(seconds(embed, rows, none, device))
-        ours = vectors["polyvec"]
-        for name, own in runs.items():
-            norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(vectors[name], axis=1)
-            cosine = float(((ours * vectors[name]).sum(1) / norms).min())
-            middle = statistics.median(own)
-            ratio = statistics.median(runs["polyvec"]) / middle
-            print(f"| {mix} | {name} | {cosine:.5f} | {ratio:.2f} | {flops / middle / peak:.0%} | {memory[name]} |")
-    five = len(config.tasks)
-    lengths = lengths_of("log-normal", options.texts, config.max_tokens)
-    rows = [rng.integers(4, config.vocab_size, n).astype(np.int32) for n in lengths]
-    kinds = {"none": [NO_ADAPTER] * len(rows), "one": [0] * len(rows), "five": [i % five for i in range(len(rows))]}
-    times: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for repeat in range(options.repeats + 1):
-        for kind, tasks in kinds.items():
-            value = seconds(systems["polyvec"], rows, tasks, device)
-            if repeat:  # the first warms up
-                times[kind].append(value)
-    base = statistics.median(times["none"])
-    print("\n| tasks in a batch | time, none is 1 |\n|---|---|")
-    for kind, own in times.items():
-        print(f"| {kind} | {statistics.median(own) / base:.2f} |")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    started = time.perf_counter()
+    bench = Bench(options)
+    chip = torch.cuda.get_device_name() if bench.is_cuda else "no GPU"
+    say(f"{chip}, {where('torch', 'transformers', 'sentence-transformers', 'flash_attn')}")
+    say(f"python benchmarks/gpu.py {' '.join(sys.argv[1:])}")
+    say(
+        f"{options.shape} shape, random weights, {bench.dtype}, {options.repeats} alternating repeats, medians; a "
+        f"square product does {bench.peak / 1e12:.3g} trillion operations a second, a copy moves "
+        f"{bench.bandwidth / 1e9:,.0f} GB/s"
+    )
+    for name in options.sections:
+        with bench.section(name):
+            SECTIONS[name](bench)
+    say(f"\n{time.perf_counter() - started:.0f} s in all")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,122 @@
+"""What only a GPU can show: its kernels, its queue, its memory."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from polyvec import MachineWarning
+from polyvec.inference.batching import Batch
+from polyvec.inference.engines.torch import TorchEngine
+from polyvec.inference.passes import Passes, TokenRow
+from polyvec.model.config import ModelConfig, tiny
+from tests.conftest import random_encoder
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+#: Heads of 64, as FlashAttention likes them.
+CONFIG = tiny(hidden_size=256, num_attention_heads=4, intermediate_size=512, num_hidden_layers=3)
+SHAPES = ([4] * 8, [2], [1, 1], [256], [33], [512], [5, 7, 100], [64] * 32, [3] * 255)
+
+
+def batch_of(lengths: list[int], tasks: list[int], config: ModelConfig = CONFIG) -> Batch:
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(4, config.vocab_size, n, dtype=np.int32) for n in lengths]
+    return Batch.of(rows, [tasks[i % len(tasks)] for i in range(len(rows))])
+
+
+def smallest_cosine(left: np.ndarray, right: np.ndarray) -> float:
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return float(((left * right).sum(1) / norms).min())
+
+
+@pytest.fixture(scope="module")
+def exact() -> TorchEngine:
+    """The same weights in float32 on the CPU."""
+    return TorchEngine(random_encoder(CONFIG), device="cpu")
+
+
+@pytest.fixture
+def no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MachineWarning)
+        yield
+
+
+@pytest.mark.parametrize("tasks", [[-1], [2], [0, 1, 2, 3, 4, -1]])
+def test_packed_bfloat16_keeps_the_vectors(exact: TorchEngine, no_warnings: None, tasks: list[int]) -> None:
+    engine = TorchEngine(random_encoder(CONFIG))
+    for lengths in SHAPES:
+        batch = batch_of(lengths, tasks)
+        assert smallest_cosine(engine.pool(batch), exact.pool(batch)) > 0.999
+
+
+def test_a_pass_never_waits_for_the_device() -> None:
+    encoder = random_encoder(CONFIG).to("cuda", torch.bfloat16)
+    batch = batch_of([5, 7, 100], [0, 1])
+    tensors = [torch.from_numpy(a).cuda() for a in (batch.input_ids, batch.cu_seqlens, batch.task_ids)]
+    with torch.inference_mode():
+        encoder(*tensors, max_seqlen=100, adapters=(0, 1))  # asks once whether the kernel is there
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            encoder(*tensors, max_seqlen=100, adapters=(0, 1))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_compiled_layers_serve_every_shape_without_compiling_again(exact: TorchEngine) -> None:
+    torch._dynamo.reset()  # type: ignore[no-untyped-call]
+    counter = CompileCounterWithBackend("inductor")
+    engine = TorchEngine(random_encoder(CONFIG), compiler=counter)
+    engine.pool(batch_of([9, 4], [-1])), engine.pool(batch_of([9, 4], [0]))
+    at_first = counter.frame_count
+    for lengths in SHAPES:
+        for tasks in ([-1], [0, 3, -1]):
+            batch = batch_of(lengths, tasks)
+            assert smallest_cosine(engine.pool(batch), exact.pool(batch)) > 0.999
+    assert counter.frame_count == at_first
+
+
+def test_lanes_give_the_vectors_of_their_own_rows(exact: TorchEngine) -> None:
+    engine = TorchEngine(random_encoder(CONFIG))
+    rng = np.random.default_rng(0)
+    rows = [TokenRow(rng.integers(4, 500, 3 + i % 60, dtype=np.int32), i % 5) for i in range(300)]
+    found: dict[int, np.ndarray] = {}
+    for plan, outputs in Passes().run(engine, rows, batch_tokens=512, states=False):
+        found.update(zip(plan, outputs, strict=True))
+    want = exact.pool(Batch.of([row.input_ids for row in rows], [row.adapter_id for row in rows]))
+    assert smallest_cosine(np.stack([found[i] for i in range(300)]), want) > 0.999
+
+
+def test_callers_at_a_time_share_the_device() -> None:
+    engine = TorchEngine(random_encoder(CONFIG))
+    batches = [batch_of([7 + i, 3], [i % 5]) for i in range(32)]
+    want = [engine.pool(batch) for batch in batches]
+    with ThreadPoolExecutor(8) as pool:
+        for got, vectors in zip(pool.map(engine.pool, batches), want, strict=True):
+            assert smallest_cosine(got, vectors) > 0.99999
+
+
+def test_a_batch_beyond_the_memory_of_the_device_is_halved(exact: TorchEngine) -> None:
+    engine = TorchEngine(random_encoder(CONFIG))
+    row = np.random.default_rng(0).integers(4, 500, 512, dtype=np.int32)
+    rows = [TokenRow(row, 0)] * 512
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties().total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 500e6) / total)
+    try:
+        with pytest.warns(MachineWarning, match="did not fit into memory and was halved"):
+            outputs = dict(
+                pair
+                for plan, own in Passes().run(engine, rows, batch_tokens=512 * 512, states=False)
+                for pair in zip(plan, own, strict=True)
+            )
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert smallest_cosine(np.stack([outputs[0], outputs[511]]), exact.pool(Batch.of([row, row], [0, 0]))) > 0.999
