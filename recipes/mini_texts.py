@@ -22,9 +22,7 @@ from polyvec.files import Record
 from polyvec.text.chunking import passage_spans
 
 #: Languages that the multilingual teacher reads (arXiv 1907.04307), by their names in the data.
-TAUGHT_LANGUAGES = frozenset(
-    ["ar", "de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "pt-BR", "ru", "th", "tr", "zh", "zh-CN", "zh-TW"]
-)
+TAUGHT_LANGUAGES = frozenset("ar de en es fr it ja ko nl pl pt pt-BR ru th tr zh zh-CN zh-TW".split())
 #: How often a source is drawn against its size: interface strings are many, short and formulaic.
 SOURCE_WEIGHTS = {
     "tatoeba": 2.0, "odoo": 0.6, "libreoffice-help": 0.7, "ms-edgeai-beginners": 0.5, "ms-iot-beginners": 0.5,

@@ -58,7 +58,7 @@ class TokenizedTexts:
         tokenise = partial(_tokenise, max_tokens=max_tokens)
         if processes > 1:
             start_with: dict[str, Any] = {"initializer": _share, "initargs": (tokenizer,)}
-            with ProcessPoolExecutor(processes, mp_context=get_context("fork"), **start_with) as pool:
+            with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), **start_with) as pool:
                 rows = list(pool.map(tokenise, blocks))
         else:
             _share(tokenizer)
@@ -84,8 +84,10 @@ class TokenizedTexts:
         lengths = before[1] + self.starts[spans[:, 1]] - first + 2
         offsets = np.concatenate(([0], np.cumsum(lengths)))
         table = np.stack((offsets[:-1], lengths, *before, first))
-        begins, sizes, prompt, prompt_size, body = torch.from_numpy(table).to(self.ids.device).repeat_interleave(
-            torch.from_numpy(lengths).to(self.ids.device), dim=1, output_size=int(offsets[-1])
+        begins, sizes, prompt, prompt_size, body = (
+            torch.from_numpy(table)
+            .to(self.ids.device)
+            .repeat_interleave(torch.from_numpy(lengths).to(self.ids.device), dim=1, output_size=int(offsets[-1]))
         )
         place = torch.arange(int(offsets[-1]), device=self.ids.device) - begins - 1  # 0 is the first after <s>
         source = torch.where(place < prompt_size, prompt + place, body + place - prompt_size)

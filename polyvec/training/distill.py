@@ -46,8 +46,8 @@ class StaticStudent(nn.Module):
 def co_occurrence_table(texts: TokenizedTexts, targets: Tensor, rows: NDArray[np.int64], vocab_size: int) -> Tensor:
     """Return a first (V, D) table: each token's row is the mean target of the texts that hold it, less the mean of all.
 
-    ``rows[i]`` is the target of text i; texts beyond have none. One pass over the corpus, and every training step after it starts from here.
-    A token that no text holds gets a small random row.
+    ``rows[i]`` is the target of text i; texts beyond have none. One pass over the corpus, and every training step after
+    it starts from here. A token that no text holds gets a small random row.
     """
     device = texts.ids.device
     sums = torch.zeros(vocab_size, targets.shape[1], device=device)

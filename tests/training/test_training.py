@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -36,7 +37,7 @@ from polyvec.training.checkpoint import Checkpoint
 from polyvec.training.distill import StaticStudent, co_occurrence_table, distillation_loss, grow
 from polyvec.training.loop import Schedule, train
 from polyvec.training.objectives import classification_step, graded_step, pair_step, separation_step
-from polyvec.training.teachers import combine, rotate_like
+from polyvec.training.teachers import combine, extend
 from polyvec.training.vocabulary import balanced_sample, fertility, train_unigram
 from tests.conftest import packed
 
@@ -119,14 +120,15 @@ def test_a_grown_encoder_computes_what_its_student_did() -> None:
 
 def test_distillation_learns_its_targets_from_a_first_table(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    texts = TokenizedTexts(*_rows([packed([6], seed=i)[0].numpy() for i in range(64)]))
-    targets = unit(64, 32).numpy()
+    ids = np.random.default_rng(0).integers(4, 512, 64 * 6, dtype=np.int32)
+    texts = TokenizedTexts(ids, np.arange(0, len(ids) + 1, 6), bos_token_id=0, eos_token_id=2)
+    targets = unit(64, 32)
     student = StaticStudent(tiny())
     student.table.data = co_occurrence_table(texts, targets, np.arange(64), 512)
 
     def loss(rows: np.ndarray) -> torch.Tensor:
-        ids, cu_seqlens = texts.pack(rows)
-        goals = torch.from_numpy(targets[rows])
+        ids, cu_seqlens = texts.pack(np.stack((rows, rows + 1), axis=1))
+        goals = targets[torch.from_numpy(rows)]
         return distillation_loss(student(ids, cu_seqlens), goals, dims=DIMS, relation=0.1, temperature=0.05)
 
     rng = np.random.default_rng(0)
@@ -139,10 +141,6 @@ def test_distillation_learns_its_targets_from_a_first_table(tmp_path: Path) -> N
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [20, 40]
-
-
-def _rows(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    return np.concatenate(rows).astype(np.int32), np.cumsum([0, *map(len, rows)])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
@@ -400,11 +398,37 @@ def test_hardness_weighs_the_nearest_negatives_most() -> None:
     torch.testing.assert_close(info_nce(queries, passages, temperature=0.1, hardness=3.0), by_hand)
 
 
-def test_targets_turned_like_a_student_keep_their_cosines() -> None:
-    targets = unit(50, 8).numpy()
-    turn, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))
-    turned = rotate_like(targets, np.arange(20), (targets[:20] @ turn).astype(np.float32))
-    np.testing.assert_allclose(turned, targets @ turn, atol=1e-5)
+def test_texts_of_one_teacher_get_the_targets_that_its_vectors_foretell() -> None:
+    known, others = unit(400, 8, seed=1).numpy(), unit(50, 8, seed=2).numpy()
+    turn = unit(8, 16, seed=3).numpy()
+
+    def opinion(vectors: np.ndarray) -> np.ndarray:
+        joint = (vectors - known.mean(axis=0)) @ turn
+        return joint / np.linalg.norm(joint, axis=1, keepdims=True)
+
+    found = extend(opinion(known), known, others)
+    assert (found * opinion(others)).sum(axis=1).min() > 0.98
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+
+
+def test_a_packed_batch_joins_prompts_and_neighbouring_texts(tmp_path: Path) -> None:
+    ids, starts = np.array([11, 12, 13, 21, 31, 32, 91, 92], np.int32), np.array([0, 3, 4, 6, 8])
+    TokenizedTexts(ids, starts, bos_token_id=0, eos_token_id=2).save(tmp_path / "texts.npz")
+    texts = TokenizedTexts.load(tmp_path / "texts.npz")
+    packed_ids, cu_seqlens = texts.pack(np.array([[1, 3], [0, 1], [2, 3]]), np.array([3, -1, 3]))
+    rows = [packed_ids[a:b].tolist() for a, b in itertools.pairwise(cu_seqlens.tolist())]
+    assert rows == [[0, 91, 92, 21, 31, 32, 2], [0, 11, 12, 13, 2], [0, 91, 92, 31, 32, 2]]
+    assert texts.pack(np.array([[1, 2]]))[0].tolist() == [0, 21, 2]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_tokenised_texts_are_those_of_the_tokenizer(tokenizer: Tokenizer, processes: int) -> None:
+    texts = [row["text"] for row in corpus()]
+    kept = TokenizedTexts.from_texts(texts, tokenizer, max_tokens=16, processes=processes)
+    spans = np.stack((np.arange(len(texts)), np.arange(len(texts)) + 1), axis=1)
+    ids, cu_seqlens = kept.pack(spans)
+    for text, start, end in zip(texts, cu_seqlens.tolist(), cu_seqlens.tolist()[1:], strict=False):
+        assert ids[start:end].tolist() == tokenizer.encode(text, max_tokens=16).input_ids.tolist()
 
 
 def test_the_average_is_of_the_weights_after_every_step(tmp_path: Path) -> None:
