@@ -84,7 +84,12 @@ class Bench:
     def engine(self, name: str) -> TorchEngine:
         """Open ``eager``, ``compiled`` or another kind of engine; each has its own copy of the weights."""
         if name not in self._opened:
-            kinds: dict[str, dict[str, Any]] = {"eager": {}, "compiled": {"compiler": "inductor"}}
+            kinds: dict[str, dict[str, Any]] = {
+                "eager": {"graphs": False},
+                "compiled": {"compiler": "inductor", "graphs": False},
+                "recorded": {"graphs": True},
+                "compiled and recorded": {"compiler": "inductor", "graphs": True},
+            }
             self._opened[name] = TorchEngine(copy.deepcopy(self.encoder), device=self.options.device, **kinds[name])
         return self._opened[name]
 
@@ -212,9 +217,7 @@ class Bench:
 def rate(bench: Bench) -> None:
     names = ["polyvec, eager", "polyvec, compiled", "transformers, sdpa", "transformers, flash_attention_2"]
     systems = bench.systems(names)
-    say(
-        "| lengths | system | smallest cosine | tokens/s | of transformers' | of the peak | of the roofline | peak MB |"
-    )
+    say("| lengths | system | smallest cosine | tokens/s | of transformers' | of the peak | of the roofline | MB |")
     say("|---|---|---|---|---|---|---|---|")
     for mix in bench.options.mixes:
         if not bench.has_time(mix):
@@ -300,7 +303,8 @@ def latency(bench: Bench) -> None:
     say(f"One text of 16 tokens; to read the layers' weights once takes {bound * 1e3:.2f} ms.\n")
     say("| system | task | median ms | 99th percentile ms | of the bound |\n|---|---|---|---|---|")
     rows = bench.rows([16])
-    names = ["polyvec, eager", "polyvec, compiled", "transformers, sdpa"]
+    kinds = ("eager", "recorded", "compiled", "compiled and recorded")
+    names = [*(f"polyvec, {kind}" for kind in kinds), "transformers, sdpa"]
     for name, embed in bench.systems(names).items():
         for kind, task in (("none", NO_ADAPTER), ("one", 0)):
             if (kind == "one" and name.startswith("transformers")) or not bench.has_time(name):

@@ -83,6 +83,30 @@ def test_compiled_layers_serve_every_shape_without_compiling_again(exact: TorchE
     assert counter.frame_count == at_first
 
 
+@pytest.mark.parametrize("compiler", [None, "inductor"])
+def test_recorded_passes_give_the_vectors_of_those_that_are_not(
+    exact: TorchEngine, no_warnings: None, compiler: str | None
+) -> None:
+    engine = TorchEngine(random_encoder(CONFIG), compiler=compiler, graphs=True)
+    plain = TorchEngine(random_encoder(CONFIG), graphs=False)
+    for lengths in ([4], [16], [5, 9], [100, 3, 7], [512], [30] * 16):
+        for tasks in ([-1], [0, 3, -1]):
+            batch = batch_of(lengths, tasks)
+            for _ in range(4):
+                vectors = engine.pool(batch)
+                assert smallest_cosine(vectors, plain.pool(batch)) > 0.9999
+                assert smallest_cosine(vectors, exact.pool(batch)) > 0.999
+    assert engine._graphs is not None and len(engine._graphs._recorded) >= 8
+
+
+def test_threads_share_recorded_passes(exact: TorchEngine, no_warnings: None) -> None:
+    engine = TorchEngine(random_encoder(CONFIG), graphs=True)
+    batches = [batch_of([4 + i % 12], [i % 5]) for i in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        for got, batch in zip(pool.map(engine.pool, batches), batches, strict=True):
+            assert smallest_cosine(got, exact.pool(batch)) > 0.999
+
+
 def test_lanes_give_the_vectors_of_their_own_rows(exact: TorchEngine) -> None:
     engine = TorchEngine(random_encoder(CONFIG))
     rng = np.random.default_rng(0)
@@ -95,7 +119,7 @@ def test_lanes_give_the_vectors_of_their_own_rows(exact: TorchEngine) -> None:
 
 
 def test_callers_at_a_time_share_the_device() -> None:
-    engine = TorchEngine(random_encoder(CONFIG))
+    engine = TorchEngine(random_encoder(CONFIG), graphs=False)
     batches = [batch_of([7 + i, 3], [i % 5]) for i in range(32)]
     want = [engine.pool(batch) for batch in batches]
     with ThreadPoolExecutor(8) as pool:

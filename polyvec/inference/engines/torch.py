@@ -12,10 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyvec.errors import InputError
 from polyvec.inference.batching import Batch
+from polyvec.inference.engines.graphs import Graphs
 from polyvec.inference.threads import usable_cores
 from polyvec.model.encoder import Encoder
 from polyvec.model.pooling import mean_pool
+from polyvec.tasks import NO_ADAPTER
 
 
 class TorchEngine:
@@ -24,6 +27,7 @@ class TorchEngine:
     ``dtype`` defaults to what the hardware multiplies fast: bfloat16 on CUDA, float32 on a CPU, where half precision
     is a hundred times slower. ``compiler`` is a backend of ``torch.compile`` such as ``inductor``: each layer is then
     compiled once for all lengths and batch sizes, which takes a minute and pays on long jobs on a GPU.
+    ``graphs`` records small batches as CUDA graphs when their sizes come again; it defaults to True on CUDA.
     """
 
     def __init__(
@@ -33,11 +37,14 @@ class TorchEngine:
         device: str | None = None,
         dtype: torch.dtype | None = None,
         compiler: str | Callable[..., Any] | None = None,
+        graphs: bool | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         self.config = encoder.config
         is_cuda = self.device.type == "cuda"
+        if graphs and not is_cuda:
+            raise InputError(f"graphs=True needs a CUDA device, got {self.device}; leave it out")
         self.lanes = 2 if is_cuda else 1  # one prepares while the device computes for the other
         self.batch_tokens = self.lane_tokens = 16384 if is_cuda else 1024
         self.name = f"torch-{str(self.dtype).removeprefix('torch.')}"
@@ -45,6 +52,7 @@ class TorchEngine:
         self._encoder = encoder.to(self.device, self.dtype).eval()
         if compiler is not None:
             self._encoder.compile_layers(compiler)
+        self._graphs = Graphs(self._recordable, self.device) if (is_cuda if graphs is None else graphs) else None
         if self.device.type == "cpu" and usable_cores() < torch.get_num_threads():
             torch.set_num_threads(usable_cores())  # torch knows affinity and no quota
 
@@ -53,31 +61,46 @@ class TorchEngine:
         """Itself: torch's threads belong to the process, and a GPU has one queue."""
         return self
 
+    @torch.inference_mode()
     def pool(self, batch: Batch) -> NDArray[np.float32]:
         """Return (B, D) mean-pooled vectors, neither truncated nor normalised."""
-        return self._run(batch, mean_pool)
-
-    def token_states(self, batch: Batch) -> NDArray[np.float32]:
-        """Return (N, D) states of the packed tokens."""
-        return self._run(batch, lambda states, _: states.float())
+        with _out_of_memory():
+            if self._graphs is not None:
+                adapted = self._encoder.needs_gate(batch.adapters)
+                with self._queue:
+                    means = self._graphs(batch, adapted)
+                    outputs = None if means is None else self._fetch(means)
+                if outputs is not None:
+                    return _read(*outputs)
+            return self._run(batch, mean_pool)
 
     @torch.inference_mode()
+    def token_states(self, batch: Batch) -> NDArray[np.float32]:
+        """Return (N, D) states of the packed tokens."""
+        with _out_of_memory():
+            return self._run(batch, lambda states, _: states.float())
+
     def _run(self, batch: Batch, finish: Callable[[Tensor, Tensor], Tensor]) -> NDArray[np.float32]:
         """Return what ``finish`` makes of (N, D) states and (B+1,) offsets.
 
         The lock is held while work is handed to the device, not while it is waited for: of two callers one prepares
         its batch, or reads its vectors, while the device computes for the other, in one order and one stream.
         """
-        with _out_of_memory():
-            arrays = [self._pin(array) for array in (batch.input_ids, batch.cu_seqlens, batch.task_ids)]
-            max_seqlen, adapters = batch.max_seqlen, batch.adapters
-            with self._queue:
-                input_ids, cu_seqlens, task_ids = (array.to(self.device, non_blocking=True) for array in arrays)
-                states = self._encoder(input_ids, cu_seqlens, task_ids, max_seqlen=max_seqlen, adapters=adapters)
-                outputs, done = self._fetch(finish(states, cu_seqlens))
-            if done is not None:
-                done.synchronize()
-            return np.asarray(outputs.numpy())
+        arrays = [self._pin(array) for array in (batch.input_ids, batch.cu_seqlens, batch.task_ids)]
+        max_seqlen, adapters = batch.max_seqlen, batch.adapters
+        with self._queue:
+            input_ids, cu_seqlens, task_ids = (array.to(self.device, non_blocking=True) for array in arrays)
+            states = self._encoder(input_ids, cu_seqlens, task_ids, max_seqlen=max_seqlen, adapters=adapters)
+            outputs = self._fetch(finish(states, cu_seqlens))
+        return _read(*outputs)
+
+    def _recordable(
+        self, input_ids: Tensor, cu_seqlens: Tensor, task_ids: Tensor, max_seqlen: int, adapted: bool
+    ) -> Tensor:
+        merged = self._encoder.merged_task
+        adapters = (0,) if adapted else (NO_ADAPTER if merged is None else merged,)
+        states = self._encoder(input_ids, cu_seqlens, task_ids, max_seqlen=max_seqlen, adapters=adapters)
+        return mean_pool(states, cu_seqlens)
 
     def _pin(self, array: NDArray[Any]) -> Tensor:
         """Put a copy where a GPU can fetch it without the host."""
@@ -93,6 +116,12 @@ class TorchEngine:
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record(torch.cuda.current_stream(self.device))
         return outputs, done
+
+
+def _read(outputs: Tensor, done: torch.cuda.Event | None) -> NDArray[np.float32]:
+    if done is not None:
+        done.synchronize()
+    return np.asarray(outputs.numpy())
 
 
 @contextmanager
