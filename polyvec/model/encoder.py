@@ -191,6 +191,8 @@ class Encoder(nn.Module):
             raise InputError(
                 f"one adapter at a time can be merged, adapter {self.merged_task} is; call unmerge() first"
             )
+        if not all(hasattr(layer.attention.qkv, "merge") for layer in self.layers):  # type: ignore[union-attr]
+            raise InputError("weights must be whole to be merged, got 8-bit ones; merge first, then open the engine")
         if not 0 <= task_id < len(self.config.tasks):
             raise InputError(f"task_id must lie between 0 and {len(self.config.tasks) - 1}, got {task_id}")
         for module in self.modules():

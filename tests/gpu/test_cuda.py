@@ -13,8 +13,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from polyvec import MachineWarning
 from polyvec.inference.batching import Batch
+from polyvec.inference.engines import torch as engine_module
 from polyvec.inference.engines.torch import TorchEngine
 from polyvec.inference.passes import Passes, TokenRow
+from polyvec.model import float8
 from polyvec.model.config import ModelConfig, tiny
 from tests.conftest import random_encoder
 
@@ -144,3 +146,33 @@ def test_a_batch_beyond_the_memory_of_the_device_is_halved(exact: TorchEngine) -
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert smallest_cosine(np.stack([outputs[0], outputs[511]]), exact.pool(Batch.of([row, row], [0, 0]))) > 0.999
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="needs 8-bit tensor cores"
+)
+@pytest.mark.parametrize("compiler", [None, "inductor"])
+def test_products_in_8_bits_keep_the_vectors(
+    exact: TorchEngine, monkeypatch: pytest.MonkeyPatch, compiler: str | None
+) -> None:
+    monkeypatch.setattr(engine_module, "SMALLEST_COSINE", 0.99)  # of random weights
+    engine = TorchEngine(random_encoder(CONFIG), dtype="float8", compiler=compiler)
+    for lengths in SHAPES:
+        for tasks in ([-1], [0, 3, -1]):
+            batch = batch_of(lengths, tasks)
+            for _ in range(4):
+                assert smallest_cosine(engine.pool(batch), exact.pool(batch)) > 0.98
+
+
+def test_the_product_in_8_bits_is_that_of_the_emulation() -> None:
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("needs 8-bit tensor cores")
+    torch.manual_seed(0)
+    (rows, scales), (weight, weight_scales) = (
+        float8.to_float8(torch.randn(37, 256)),
+        float8.to_float8(torch.randn(96, 256)),
+    )
+    inputs = (rows, scales, weight, weight_scales.t().contiguous(), torch.randn(96).bfloat16())
+    want = float8.scaled_product(*inputs)
+    got = float8.scaled_product(*(tensor.cuda() for tensor in inputs)).cpu()
+    torch.testing.assert_close(got.float(), want.float(), atol=0.25, rtol=0.02)
