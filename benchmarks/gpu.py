@@ -40,6 +40,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -47,6 +48,7 @@ from common import make_texts, randomise, where
 
 from polyvec import Embedder
 from polyvec.inference.batching import Batch, plan_batches
+from polyvec.inference.engines import torch as torch_engine
 from polyvec.inference.engines.torch import TorchEngine
 from polyvec.model.config import ModelConfig, mini, tiny
 from polyvec.model.encoder import Encoder
@@ -85,8 +87,17 @@ class Bench:
     def engine(self, name: str) -> TorchEngine:
         """Open ``eager``, ``compiled`` or another kind of engine; each has its own copy of the weights."""
         if name not in self._opened:
-            kinds: dict[str, dict[str, Any]] = {"eager": {}, "compiled": {"compiler": "inductor"}}
-            self._opened[name] = TorchEngine(copy.deepcopy(self.encoder), device=self.options.device, **kinds[name])
+            kinds: dict[str, dict[str, Any]] = {
+                "eager": {"graphs": False},
+                "compiled": {"compiler": "inductor", "graphs": False},
+                "float8": {"compiler": "inductor", "graphs": False, "dtype": "float8"},
+                "recorded": {"graphs": True},
+                "compiled and recorded": {"compiler": "inductor", "graphs": True},
+            }
+            # Random weights need not pass the gate to be timed: the smallest cosine is printed.
+            with mock.patch.object(torch_engine, "SMALLEST_COSINE", -1.0):
+                encoder = copy.deepcopy(self.encoder)
+                self._opened[name] = TorchEngine(encoder, device=self.options.device, **kinds[name])
         return self._opened[name]
 
     def systems(self, names: Sequence[str]) -> dict[str, Embed]:
@@ -211,11 +222,10 @@ class Bench:
 
 
 def rate(bench: Bench) -> None:
-    names = ["polyvec, eager", "polyvec, compiled", "transformers, sdpa", "transformers, flash_attention_2"]
+    ours = [f"polyvec, {kind}" for kind in ("eager", "compiled", "float8")]
+    names = [*ours, "transformers, sdpa", "transformers, flash_attention_2"]
     systems = bench.systems(names)
-    say(
-        "| lengths | system | smallest cosine | tokens/s | of transformers' | of the peak | of the roofline | peak MB |"
-    )
+    say("| lengths | system | smallest cosine | tokens/s | of transformers' | of the peak | of the roofline | MB |")
     say("|---|---|---|---|---|---|---|---|")
     for mix in bench.options.mixes:
         if not bench.has_time(mix):
@@ -238,10 +248,10 @@ def rate(bench: Bench) -> None:
         flops, bound = sum(forward_flops(bench.config, lengths)), bench.roofline(lengths)
         middles = {name: statistics.median(own) for name, own in runs.items()}
         theirs = middles.get("transformers, sdpa", float("nan"))
-        ours = vectors.get("polyvec, eager", next(iter(vectors.values())))
+        reference = vectors.get("polyvec, eager", next(iter(vectors.values())))
         for name, middle in middles.items():
             say(
-                f"| {mix} | {name} | {smallest_cosine(ours, vectors[name]):.5f} | {sum(lengths) / middle:,.0f} | "
+                f"| {mix} | {name} | {smallest_cosine(reference, vectors[name]):.5f} | {sum(lengths) / middle:,.0f} | "
                 f"{theirs / middle:.2f} | {flops / middle / bench.peak:.0%} | {bound / middle:.0%} | {memory[name]} |"
             )
 
@@ -256,7 +266,7 @@ def tasks(bench: Bench) -> None:
         "five": [i % five for i in range(len(rows))],
     }
     say("| system | tasks in a batch | time, none is 1 |\n|---|---|---|")
-    for name, embed in bench.systems(["polyvec, eager", "polyvec, compiled"]).items():
+    for name, embed in bench.systems(["polyvec, eager", "polyvec, compiled", "polyvec, float8"]).items():
         if not bench.has_time(name):
             break
         times: dict[str, list[float]] = {kind: [] for kind in kinds}
@@ -268,6 +278,8 @@ def tasks(bench: Bench) -> None:
         base = statistics.median(times["none"])
         for kind, own in times.items():
             say(f"| {name} | {kind} | {statistics.median(own) / base:.3f} |")
+        if name == "polyvec, float8":
+            continue  # cannot be merged
         encoder = bench.engine(name.removeprefix("polyvec, "))._encoder
         encoder.merge(0)
         try:
@@ -281,7 +293,7 @@ def tasks(bench: Bench) -> None:
 def batch(bench: Bench) -> None:
     length = bench.lengths("512")[0]
     say("| system | tokens in a pass | tokens/s | of the peak | MB beside the weights |\n|---|---|---|---|---|")
-    for name in ("eager", "compiled"):
+    for name in ("eager", "compiled", "float8") if bench.is_cuda else ("eager", "compiled"):
         engine = bench.engine(name)
         for count in (2, 4, 8, 16, 32, 64, 128) if bench.is_cuda else (2, 4):
             if not bench.has_time(f"{name}, {count * length} tokens"):
@@ -301,7 +313,8 @@ def latency(bench: Bench) -> None:
     say(f"One text of 16 tokens; to read the layers' weights once takes {bound * 1e3:.2f} ms.\n")
     say("| system | task | median ms | 99th percentile ms | of the bound |\n|---|---|---|---|---|")
     rows = bench.rows([16])
-    names = ["polyvec, eager", "polyvec, compiled", "transformers, sdpa"]
+    kinds = ("eager", "recorded", "compiled", "compiled and recorded")
+    names = [*(f"polyvec, {kind}" for kind in kinds), "transformers, sdpa"]
     for name, embed in bench.systems(names).items():
         for kind, task in (("none", NO_ADAPTER), ("one", 0)):
             if (kind == "one" and name.startswith("transformers")) or not bench.has_time(name):

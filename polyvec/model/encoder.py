@@ -147,7 +147,7 @@ class Encoder(nn.Module):
         texts = text_of_token(cu_seqlens, len(input_ids))
         position_ids = torch.arange(len(input_ids), device=input_ids.device) - cu_seqlens[texts]
         rotary = rotary_table(position_ids, self.config.head_dim, self.config.rope_theta)
-        gate = self._gate(task_ids, texts) if self._is_adapted(adapters) else None
+        gate = self._gate(task_ids, texts) if self.needs_gate(adapters) else None
         x: Tensor = self.dropout(self.embeddings(input_ids, gate))
         has_kernel = runs_varlen(x.device, _product_type(x), self.config.head_dim)
         packing = Packing(cu_seqlens, max(max_seqlen, 2), has_kernel)  # a compiler takes 1 for a constant
@@ -169,7 +169,8 @@ class Encoder(nn.Module):
             layer.compile(backend=backend, dynamic=True)
         self._is_compiled = True
 
-    def _is_adapted(self, adapters: Collection[int]) -> bool:
+    def needs_gate(self, adapters: Collection[int]) -> bool:
+        """Whether texts with these adapter ids need more than the weights as they are. Raises as ``forward`` does."""
         if self.merged_task is None:
             return any(adapter != NO_ADAPTER for adapter in adapters)
         if any(adapter != self.merged_task for adapter in adapters):
@@ -190,6 +191,8 @@ class Encoder(nn.Module):
             raise InputError(
                 f"one adapter at a time can be merged, adapter {self.merged_task} is; call unmerge() first"
             )
+        if not all(hasattr(layer.attention.qkv, "merge") for layer in self.layers):  # type: ignore[union-attr]
+            raise InputError("weights must be whole to be merged, got 8-bit ones; merge first, then open the engine")
         if not 0 <= task_id < len(self.config.tasks):
             raise InputError(f"task_id must lie between 0 and {len(self.config.tasks) - 1}, got {task_id}")
         for module in self.modules():

@@ -26,6 +26,12 @@ def adapter_gate(task_ids: Tensor, num_adapters: int, rank: int, scale: float, d
     return gate.repeat_interleave(rank, dim=-1)
 
 
+def low_rank_update(y: Tensor, x: Tensor, gate: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
+    """Return products ``y`` (N, O) of rows ``x`` (N, I) with each row's own update added."""
+    columns = F.linear(x, lora_A.flatten(0, 1)) * gate  # (N, A*R)
+    return torch.addmm(y, columns, lora_B.transpose(1, 2).flatten(0, 1))
+
+
 class Adapted(nn.Module):
     """What the two kinds of adapted layer share: a base weight, two stacked factors, and merging."""
 
@@ -73,9 +79,7 @@ class AdaptedLinear(Adapted):
         y = F.linear(x, self.weight, self.bias)
         if gate is None:
             return y
-        x = F.dropout(x, self.dropout, self.training)
-        columns = F.linear(x, self.lora_A.flatten(0, 1)) * gate  # (N, A*R)
-        return torch.addmm(y, columns, self.lora_B.transpose(1, 2).flatten(0, 1))
+        return low_rank_update(y, F.dropout(x, self.dropout, self.training), gate, self.lora_A, self.lora_B)
 
     def delta(self, adapter_id: int, scale: float) -> Tensor:
         return self.lora_B[adapter_id] @ self.lora_A[adapter_id] * scale

@@ -13,8 +13,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from polyvec import MachineWarning
 from polyvec.inference.batching import Batch
+from polyvec.inference.engines import torch as engine_module
 from polyvec.inference.engines.torch import TorchEngine
 from polyvec.inference.passes import Passes, TokenRow
+from polyvec.model import float8
 from polyvec.model.config import ModelConfig, tiny
 from tests.conftest import random_encoder
 
@@ -83,6 +85,30 @@ def test_compiled_layers_serve_every_shape_without_compiling_again(exact: TorchE
     assert counter.frame_count == at_first
 
 
+@pytest.mark.parametrize("compiler", [None, "inductor"])
+def test_recorded_passes_give_the_vectors_of_those_that_are_not(
+    exact: TorchEngine, no_warnings: None, compiler: str | None
+) -> None:
+    engine = TorchEngine(random_encoder(CONFIG), compiler=compiler, graphs=True)
+    plain = TorchEngine(random_encoder(CONFIG), graphs=False)
+    for lengths in ([4], [16], [5, 9], [100, 3, 7], [512], [30] * 16):
+        for tasks in ([-1], [0, 3, -1]):
+            batch = batch_of(lengths, tasks)
+            for _ in range(4):
+                vectors = engine.pool(batch)
+                assert smallest_cosine(vectors, plain.pool(batch)) > 0.9999
+                assert smallest_cosine(vectors, exact.pool(batch)) > 0.999
+    assert engine._graphs is not None and len(engine._graphs._recorded) >= 8
+
+
+def test_threads_share_recorded_passes(exact: TorchEngine, no_warnings: None) -> None:
+    engine = TorchEngine(random_encoder(CONFIG), graphs=True)
+    batches = [batch_of([4 + i % 12], [i % 5]) for i in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        for got, batch in zip(pool.map(engine.pool, batches), batches, strict=True):
+            assert smallest_cosine(got, exact.pool(batch)) > 0.999
+
+
 def test_lanes_give_the_vectors_of_their_own_rows(exact: TorchEngine) -> None:
     engine = TorchEngine(random_encoder(CONFIG))
     rng = np.random.default_rng(0)
@@ -95,7 +121,7 @@ def test_lanes_give_the_vectors_of_their_own_rows(exact: TorchEngine) -> None:
 
 
 def test_callers_at_a_time_share_the_device() -> None:
-    engine = TorchEngine(random_encoder(CONFIG))
+    engine = TorchEngine(random_encoder(CONFIG), graphs=False)
     batches = [batch_of([7 + i, 3], [i % 5]) for i in range(32)]
     want = [engine.pool(batch) for batch in batches]
     with ThreadPoolExecutor(8) as pool:
@@ -120,3 +146,33 @@ def test_a_batch_beyond_the_memory_of_the_device_is_halved(exact: TorchEngine) -
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert smallest_cosine(np.stack([outputs[0], outputs[511]]), exact.pool(Batch.of([row, row], [0, 0]))) > 0.999
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="needs 8-bit tensor cores"
+)
+@pytest.mark.parametrize("compiler", [None, "inductor"])
+def test_products_in_8_bits_keep_the_vectors(
+    exact: TorchEngine, monkeypatch: pytest.MonkeyPatch, compiler: str | None
+) -> None:
+    monkeypatch.setattr(engine_module, "SMALLEST_COSINE", 0.99)  # of random weights
+    engine = TorchEngine(random_encoder(CONFIG), dtype="float8", compiler=compiler)
+    for lengths in SHAPES:
+        for tasks in ([-1], [0, 3, -1]):
+            batch = batch_of(lengths, tasks)
+            for _ in range(4):
+                assert smallest_cosine(engine.pool(batch), exact.pool(batch)) > 0.98
+
+
+def test_the_product_in_8_bits_is_that_of_the_emulation() -> None:
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("needs 8-bit tensor cores")
+    torch.manual_seed(0)
+    (rows, scales), (weight, weight_scales) = (
+        float8.to_float8(torch.randn(37, 256)),
+        float8.to_float8(torch.randn(96, 256)),
+    )
+    inputs = (rows, scales, weight, weight_scales.t().contiguous(), torch.randn(96).bfloat16())
+    want = float8.scaled_product(*inputs)
+    got = float8.scaled_product(*(tensor.cuda() for tensor in inputs)).cpu()
+    torch.testing.assert_close(got.float(), want.float(), atol=0.25, rtol=0.02)

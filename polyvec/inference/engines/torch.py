@@ -5,25 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyvec.errors import InputError
 from polyvec.inference.batching import Batch
+from polyvec.inference.engines.graphs import Graphs
 from polyvec.inference.threads import usable_cores
+from polyvec.model import float8
 from polyvec.model.encoder import Encoder
 from polyvec.model.pooling import mean_pool
+from polyvec.tasks import NO_ADAPTER
+
+#: Between vectors in float8 and in bfloat16, of texts of random tokens, with each adapter and without.
+SMALLEST_COSINE = 0.999
+_PROBE_TEXTS = 24
+_PROBE_TOKENS = 512
 
 
 class TorchEngine:
     """An encoder on a device. ``device`` defaults to CUDA where there is one.
 
     ``dtype`` defaults to what the hardware multiplies fast: bfloat16 on CUDA, float32 on a CPU, where half precision
-    is a hundred times slower. ``compiler`` is a backend of ``torch.compile`` such as ``inductor``: each layer is then
-    compiled once for all lengths and batch sizes, which takes a minute and pays on long jobs on a GPU.
+    is a hundred times slower. ``"float8"`` multiplies the layers' weights in 8 bits, on a GPU of compute capability
+    8.9 or more; opening it raises ``InputError`` where vectors of these weights differ too much. ``compiler`` is a
+    backend of ``torch.compile`` such as ``inductor``: each layer is then compiled once for all lengths and batch
+    sizes, which takes a minute and pays on long jobs on a GPU. ``graphs`` records small batches as CUDA graphs when
+    their sizes come again; it defaults to True on CUDA.
     """
 
     def __init__(
@@ -31,20 +43,32 @@ class TorchEngine:
         encoder: Encoder,
         *,
         device: str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | Literal["float8"] | None = None,
         compiler: str | Callable[..., Any] | None = None,
+        graphs: bool | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
-        self.config = encoder.config
         is_cuda = self.device.type == "cuda"
+        if dtype == "float8":
+            float8.check_device(self.device)
+        elif isinstance(dtype, str):
+            raise InputError(f"dtype must be 'float8' or a torch.dtype, got {dtype!r}")
+        self.dtype = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16 if is_cuda or dtype else torch.float32
+        self.config = encoder.config
+        if graphs and not is_cuda:
+            raise InputError(f"graphs=True needs a CUDA device, got {self.device}; leave it out")
         self.lanes = 2 if is_cuda else 1  # one prepares while the device computes for the other
         self.batch_tokens = self.lane_tokens = 16384 if is_cuda else 1024
-        self.name = f"torch-{str(self.dtype).removeprefix('torch.')}"
+        self.name = f"torch-{dtype if isinstance(dtype, str) else str(self.dtype).removeprefix('torch.')}"
         self._queue = Lock()
         self._encoder = encoder.to(self.device, self.dtype).eval()
+        self._graphs: Graphs | None = None
+        if dtype == "float8":
+            self._turn_to_float8()
         if compiler is not None:
             self._encoder.compile_layers(compiler)
+        if is_cuda if graphs is None else graphs:
+            self._graphs = Graphs(self._recordable, self.device)
         if self.device.type == "cpu" and usable_cores() < torch.get_num_threads():
             torch.set_num_threads(usable_cores())  # torch knows affinity and no quota
 
@@ -53,31 +77,65 @@ class TorchEngine:
         """Itself: torch's threads belong to the process, and a GPU has one queue."""
         return self
 
+    @torch.inference_mode()
     def pool(self, batch: Batch) -> NDArray[np.float32]:
         """Return (B, D) mean-pooled vectors, neither truncated nor normalised."""
-        return self._run(batch, mean_pool)
-
-    def token_states(self, batch: Batch) -> NDArray[np.float32]:
-        """Return (N, D) states of the packed tokens."""
-        return self._run(batch, lambda states, _: states.float())
+        with _out_of_memory():
+            if self._graphs is not None:
+                adapted = self._encoder.needs_gate(batch.adapters)
+                with self._queue:
+                    means = self._graphs(batch, adapted)
+                    outputs = None if means is None else self._fetch(means)
+                if outputs is not None:
+                    return _read(*outputs)
+            return self._run(batch, mean_pool)
 
     @torch.inference_mode()
+    def token_states(self, batch: Batch) -> NDArray[np.float32]:
+        """Return (N, D) states of the packed tokens."""
+        with _out_of_memory():
+            return self._run(batch, lambda states, _: states.float())
+
     def _run(self, batch: Batch, finish: Callable[[Tensor, Tensor], Tensor]) -> NDArray[np.float32]:
         """Return what ``finish`` makes of (N, D) states and (B+1,) offsets.
 
         The lock is held while work is handed to the device, not while it is waited for: of two callers one prepares
         its batch, or reads its vectors, while the device computes for the other, in one order and one stream.
         """
-        with _out_of_memory():
-            arrays = [self._pin(array) for array in (batch.input_ids, batch.cu_seqlens, batch.task_ids)]
-            max_seqlen, adapters = batch.max_seqlen, batch.adapters
-            with self._queue:
-                input_ids, cu_seqlens, task_ids = (array.to(self.device, non_blocking=True) for array in arrays)
-                states = self._encoder(input_ids, cu_seqlens, task_ids, max_seqlen=max_seqlen, adapters=adapters)
-                outputs, done = self._fetch(finish(states, cu_seqlens))
-            if done is not None:
-                done.synchronize()
-            return np.asarray(outputs.numpy())
+        arrays = [self._pin(array) for array in (batch.input_ids, batch.cu_seqlens, batch.task_ids)]
+        max_seqlen, adapters = batch.max_seqlen, batch.adapters
+        with self._queue:
+            input_ids, cu_seqlens, task_ids = (array.to(self.device, non_blocking=True) for array in arrays)
+            states = self._encoder(input_ids, cu_seqlens, task_ids, max_seqlen=max_seqlen, adapters=adapters)
+            outputs = self._fetch(finish(states, cu_seqlens))
+        return _read(*outputs)
+
+    def _turn_to_float8(self) -> None:
+        """Put the layers into 8 bits, unless that changes the vectors of random texts too much."""
+        rng = np.random.default_rng(0)
+        merged, longest = self._encoder.merged_task, min(_PROBE_TOKENS, self.config.max_tokens)
+        adapters = range(-1, len(self.config.tasks)) if merged is None else [merged]
+        rows = [
+            rng.integers(0, self.config.vocab_size, length, dtype=np.int32)
+            for length in np.geomspace(4, longest, _PROBE_TEXTS).astype(int)
+        ]
+        probe = Batch.of(rows, [adapters[i % len(adapters)] for i in range(len(rows))])
+        want = self.pool(probe)
+        float8.to_float8_layers(self._encoder)
+        found = float8.smallest_cosine(torch.from_numpy(want), torch.from_numpy(self.pool(probe)))
+        if not found >= SMALLEST_COSINE:
+            raise InputError(
+                f"dtype 'float8' must keep a cosine of {SMALLEST_COSINE} to {self.dtype}, got {found:.5f} with these "
+                "weights; open the engine with torch.bfloat16"
+            )
+
+    def _recordable(
+        self, input_ids: Tensor, cu_seqlens: Tensor, task_ids: Tensor, max_seqlen: int, adapted: bool
+    ) -> Tensor:
+        merged = self._encoder.merged_task
+        adapters = (0,) if adapted else (NO_ADAPTER if merged is None else merged,)
+        states = self._encoder(input_ids, cu_seqlens, task_ids, max_seqlen=max_seqlen, adapters=adapters)
+        return mean_pool(states, cu_seqlens)
 
     def _pin(self, array: NDArray[Any]) -> Tensor:
         """Put a copy where a GPU can fetch it without the host."""
@@ -93,6 +151,12 @@ class TorchEngine:
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record(torch.cuda.current_stream(self.device))
         return outputs, done
+
+
+def _read(outputs: Tensor, done: torch.cuda.Event | None) -> NDArray[np.float32]:
+    if done is not None:
+        done.synchronize()
+    return np.asarray(outputs.numpy())
 
 
 @contextmanager
