@@ -5,7 +5,7 @@
     ├── WeightsError        a checkpoint that does not load whole (also a ValueError)
     ├── MissingExtraError   an optional dependency that is not installed (also an ImportError)
     ├── TextTooLargeError   a single text that does not fit into memory (also a MemoryError)
-    └── NotFiniteError      a text whose numbers are infinite or none (also an ArithmeticError)
+    └── NotFiniteError      a text or a training step whose numbers are infinite or none (also an ArithmeticError)
     UserWarning
     ├── TruncationWarning           a text was longer than the context and lost its tail
     ├── MachineWarning              the machine made the model take a slower way
@@ -42,7 +42,7 @@ class TextTooLargeError(PolyvecError, MemoryError):
 
 
 class NotFiniteError(PolyvecError, ArithmeticError):
-    """The model gave a text numbers that are not finite."""
+    """The model gave a text, or a step of training gave the model, numbers that are not finite."""
 
 
 class MachineWarning(UserWarning):

@@ -1,17 +1,23 @@
-"""What a teacher buys the base, at polyvec-mini's scale: the same start, texts and steps, with one thing changed.
+"""What each choice buys the base, at polyvec-mini's scale: the same start, texts and steps, with one thing changed.
 
-    python -m recipes.base_ablations --data DATA --teacher FOLDER --work WORK
+    python -m recipes.base_ablations prepare --data DATA --teacher st:FOLDER --work WORK
+    python -m recipes.base_ablations run --work WORK --device cuda --seconds 40
+    python -m recipes.base_ablations table --work WORK
 
 Every variant starts from one static student (``grow``), whose word table knows the teacher already, and trains the
-whole encoder for a few steps on English texts and their translations. A difference is of the mean over the languages,
-with a paired 95 % bootstrap interval: of the first variant from the start, of the others from the first. A variant
-whose folder is there is not trained again.
+whole encoder on English texts and their translations. The number of steps is what the first variant does in
+``--seconds``, or ``--steps``. ``prepare`` and ``table`` need no GPU; what ``run`` reads is small enough to be sent to
+one, 20 MB, and what ``table`` reads is one file, ``observations.npz``. A variant that is in it is not trained again.
+
+A difference is of the mean over the languages, with a paired 95 % bootstrap interval: of the first variant from the
+start, of the others from the first.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,13 +28,15 @@ import torch
 import typer
 
 from polyvec.data.tokenized import TokenizedTexts
-from polyvec.evaluation.intervals import compare_means
+from polyvec.errors import InputError
+from polyvec.evaluation.intervals import STATISTICS, Observations, compare_means
 from polyvec.evaluation.metrics import Vectors
 from polyvec.evaluation.readers import read_suites
-from polyvec.evaluation.suites import Score, Suite, score
+from polyvec.evaluation.suites import Encode, Suite, score
+from polyvec.evaluation.systems import open_system
 from polyvec.files import Record
 from polyvec.inference.embedder import Embedder
-from polyvec.inference.export import export_onnx
+from polyvec.inference.quantize import unit
 from polyvec.model.config import mini
 from polyvec.model.hub import resolve_model_folder
 from polyvec.model.layouts import copy_companions
@@ -37,93 +45,204 @@ from polyvec.text.tokenizer import Tokenizer
 from polyvec.training.distill import StaticStudent, co_occurrence_table, grow
 from polyvec.training.run import Run
 from polyvec.training.stages import run_stage
-from polyvec.training.teachers import OnnxTeacher, combine
+from polyvec.training.teachers import combine
 from recipes.mini import translations
 
+app = typer.Typer(help=__doc__, no_args_is_help=True)
+Work = Annotated[Path, typer.Option(help="Folder of the runs.")]
+Results = dict[str, list[tuple[str, Observations]]]
+
 _SUITES = {"similarity": "stsb_dev", "bitext": "tico19_bitext", "retrieval": "retrieval_qa"}
+_FORMS: dict[str, Callable[[Vectors], Vectors]] = {
+    "": lambda vectors: vectors,
+    ", 64 dimensions": lambda vectors: unit(vectors[:, :64]),
+    ", bits": lambda vectors: unit(np.sign(vectors - 1e-12)),
+}
+_START = "the start"
+_TARGETS, _PAIRS = "targets", "pairs"
+_DISTILLED = {"stage": "distillation", "data": (_TARGETS,), "others": 2048}
+_PAIRED = {"stage": "pairs", "data": (_PAIRS,)}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "distance and relation": _DISTILLED,
+    "distance alone": {**_DISTILLED, "relation": 0.0, "others": 0},
+    "relation within the batch alone": {**_DISTILLED, "others": 0},
+    "through a matrix": {**_DISTILLED, "projection": True},
+    "averaged weights, 0.99": {**_DISTILLED, "average": 0.99},
+    "no teacher: translations as pairs": _PAIRED,
+    "the same with orthogonality 1": {**_PAIRED, "orthogonality": 1.0},
+    "the same with hardness 5": {**_PAIRED, "hardness": 5.0},
+    "the same with guard 0.1": {**_PAIRED, "guard": 0.1},
+}
+_TRIAL = 40  # steps that tell how long one takes: two reports of the loop
 
 
-def main(
+@app.command()
+def prepare(
     data: Annotated[Path, typer.Option(help="Folder with train/ and dev/.")],
-    teacher: Annotated[Path, typer.Option(help="Folder with tokenizer.json and onnx/model.onnx.")],
-    work: Annotated[Path, typer.Option(help="Folder of the runs.")],
-    steps: int = 120,
+    teacher: Annotated[str, typer.Option(help="A model, as `polyvec evaluate` takes it: st:FOLDER for a peer.")],
+    work: Work,
     english: Annotated[int, typer.Option(help="English texts that the teacher embeds.")] = 12_000,
-    limit: Annotated[int, typer.Option(help="Development rows of each language.")] = 100,
 ) -> None:
-    """Train every variant, score it, print one JSON line of each."""
-    work.mkdir(parents=True, exist_ok=True)
-    if not (work / "start").exists():
-        write_inputs(data, teacher, work, english)
-    targets, pairs = ((str(work / f"{name}.parquet"),) for name in ("targets", "pairs"))
-    distilled = {"stage": "distillation", "data": targets, "others": 2048}
-    variants: dict[str, dict[str, Any]] = {
-        "distance and relation": distilled,
-        "distance alone": {**distilled, "relation": 0.0, "others": 0},
-        "relation of the batch alone": {**distilled, "others": 0},
-        "no teacher: translations as pairs": {"stage": "pairs", "data": pairs},
-    }
-    suites = {name: read_suites(data / f"dev/{file}.parquet", limit=limit) for name, file in _SUITES.items()}
-
-    first = measured(work / "start", suites)
-    for number, (name, fields) in enumerate(variants.items()):
-        folder = work / name.replace(": ", "-").replace(" ", "-")
-        if not (folder / "model.safetensors").exists():
-            run = Run(
-                model=str(work / "start"), output=str(folder), steps=steps, batch_size=128, max_tokens=96,
-                learning_rate=1e-3, warmup_steps=20, seed=3, **fields,
-            )  # fmt: skip
-            run_stage(run)
-        results = measured(folder, suites)
-        print(json.dumps({"variant": name, **differences(first, results)}), flush=True)
-        first = results if number == 0 else first
-
-
-def write_inputs(data: Path, teacher: Path, work: Path, count: int) -> None:
-    """Write the start, what the teacher says of English texts, under each of their translations too, and the pairs."""
-    folder = resolve_model_folder(None)
-    config = mini()
-    tokenizer = Tokenizer.from_file(folder / "tokenizer.json", **config.tokenizer_ids)
+    """Write what ``run`` reads: texts with their translations, the teacher's vectors, development sets."""
+    (work / "dev").mkdir(parents=True, exist_ok=True)
+    for file in _SUITES.values():
+        shutil.copyfile(data / f"dev/{file}.parquet", work / f"dev/{file}.parquet")
     rows = list(translations(data))
-    texts = np.random.default_rng(0).permutation(sorted({row["text_a"] for row in rows}))[:count].tolist()
-    vectors = combine([OnnxTeacher(teacher, max_tokens=128).encode(texts)], width=config.hidden_size)
+    texts = np.random.default_rng(0).permutation(sorted({row["text_a"] for row in rows}))[:english].tolist()
+    embed = open_system(teacher).encode
+    if embed is None:
+        raise InputError(f"teacher must be a model that gives vectors, got {teacher}")
+    vectors = combine([embed(texts, None, "")], width=mini().hidden_size)
+    np.save(work / "teacher.npy", vectors.astype(np.float16))
+    pq.write_table(pa.table({"text": texts}), work / "english.parquet", compression="zstd")
+    known = set(texts)
+    pairs = [row for row in rows if row["text_a"] in known]
+    pq.write_table(pa.Table.from_pylist(pairs), work / "translations.parquet", compression="zstd")
+
+
+@app.command()
+def run(
+    work: Work,
+    device: Annotated[str, typer.Option(help="cpu, or cuda, where products are in bfloat16.")] = "cpu",
+    seconds: Annotated[float, typer.Option(help="Training time of the first variant; all take as many steps.")] = 300.0,
+    steps: Annotated[int, typer.Option(help="Of each variant, in place of what fits into the time.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Texts or pairs a step.")] = 128,
+    limit: Annotated[int, typer.Option(help="Development rows of each language.")] = 100,
+    only: Annotated[list[str] | None, typer.Option(help="A variant; repeat it. All if left out.")] = None,
+) -> None:
+    """Train and score every variant."""
+    if device != ("cuda" if torch.cuda.is_available() else "cpu"):
+        raise InputError(f"device must be what training takes here, got {device}")
+    if unknown := [name for name in only or () if name not in VARIANTS]:
+        raise InputError(f"only must be one of {', '.join(VARIANTS)}, got {unknown[0]}")
+    records = read_records(work)
+    if not (work / "start" / "model.safetensors").exists():
+        write_start(work, records[_TARGETS])
+    suites = {name: read_suites(work / f"dev/{file}.parquet", limit=limit) for name, file in _SUITES.items()}
+    found = read_observations(work)
+
+    def training(fields: Mapping[str, Any], output: Path, steps: int) -> Run:
+        return Run(
+            model=str(work / "start"), output=str(output), steps=steps, batch_size=batch_size, max_tokens=96,
+            part_tokens=32_768 if device == "cuda" else 2048, learning_rate=1e-3, warmup_steps=max(1, steps // 20),
+            seed=3, bf16=device == "cuda", save_every=steps, **fields,
+        )  # fmt: skip
+
+    if not steps:
+        steps = fitting_steps(training(_DISTILLED, work / "trial", _TRIAL), records, seconds)
+    if _START not in found:
+        save_observations(work, found, _START, measured(work / "start", device, suites))
+    for name in only or VARIANTS:
+        if name in found:
+            continue
+        output = work / "".join(c if c.isalnum() else "-" for c in name)
+        shutil.rmtree(output, ignore_errors=True)  # of a run that was stopped, with other steps perhaps
+        started = time.monotonic()
+        losses = run_stage(training(VARIANTS[name], output, steps), records=records)
+        taken = time.monotonic() - started
+        typer.echo(f"{name}: {steps} steps, {taken:.0f} s, loss {losses[0]:.3f} to {np.mean(losses[-10:]):.3f}")
+        save_observations(work, found, name, measured(output, device, suites))
+
+
+@app.command()
+def table(work: Work) -> None:
+    """Print every score x 100 and how it differs, as a table in Markdown."""
+    found = read_observations(work)
+    kinds = list(found[_START])
+    print("| |" + "".join(f" {kind} |" for kind in kinds) + "\n|---|" + "---|" * len(kinds))
+    baseline = found.pop(_START)
+    print(f"| {_START} |" + "".join(f" {100 * _mean(baseline[kind]):.1f} |" for kind in kinds))
+    for number, (name, results) in enumerate(found.items()):
+        cells = []
+        for kind in kinds:
+            gain = compare_means(baseline[kind], results[kind])
+            ends = f"{100 * gain.value:+.1f}, {100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
+            cells.append(f"{100 * _mean(results[kind]):.1f} ({ends})")
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+        baseline = results if number == 0 else baseline
+
+
+def read_records(work: Path) -> dict[str, list[Record]]:
+    """Return what the variants learn from: the teacher's vectors, of translations that of the English; and pairs."""
+    vectors = np.load(work / "teacher.npy").astype(np.float32)
+    texts = pq.read_table(work / "english.parquet").column("text").to_pylist()
     place = {text: i for i, text in enumerate(texts)}
-    pairs = [row for row in rows if row["text_a"] in place]
+    pairs = pq.read_table(work / "translations.parquet").to_pylist()
     targets: list[Record] = [{"text": text, "lang": "en", "embedding": vectors[i]} for i, text in enumerate(texts)]
     targets += [{"text": r["text_b"], "lang": r["lang"], "embedding": vectors[place[r["text_a"]]]} for r in pairs]
-    for name, rows_of in (("targets", targets), ("pairs", pairs)):
-        pq.write_table(pa.Table.from_pylist(rows_of), work / f"{name}.parquet")
+    return {_TARGETS: targets, _PAIRS: pairs}
+
+
+def write_start(work: Path, targets: Sequence[Record]) -> None:
+    """Write an encoder that computes what a word table of the mean targets does."""
+    folder, config = resolve_model_folder(None), mini()
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json", **config.tokenizer_ids)
+    texts = TokenizedTexts.from_texts([row["text"] for row in targets], tokenizer, max_tokens=96)
+    vectors = np.array([row["embedding"] for row in targets], np.float32)
     student = StaticStudent(config)
-    known = TokenizedTexts.from_texts([row["text"] for row in targets], tokenizer, max_tokens=96)
-    every = np.array([row["embedding"] for row in targets], np.float32)
-    table = co_occurrence_table(known, every, np.arange(len(every)), config.vocab_size)
     with torch.no_grad():
-        student.table.copy_(10 * table)
+        # Ten times: layer norm takes the scale away, and gradients of a table this small would be huge.
+        student.table.copy_(10 * co_occurrence_table(texts, vectors, np.arange(len(vectors)), config.vocab_size))
     save_encoder(grow(student).eval(), work / "start")
     copy_companions(folder, work / "start")
 
 
-def measured(folder: Path, suites: Mapping[str, Sequence[Suite]]) -> dict[str, list[Score]]:
-    """Return the results of every suite, by kind of suite, of the base of the model in ``folder``."""
-    if not (folder / "model.onnx").exists():
-        export_onnx(folder, precision="fp32")
-    model = Embedder(folder, engine="onnx")
+def fitting_steps(trial: Run, records: Mapping[str, list[Record]], seconds: float) -> int:
+    """Return how many steps of ``trial`` fit into ``seconds``, by the second half of it."""
+    shutil.rmtree(trial.output, ignore_errors=True)
+    rows: list[dict[str, float]] = []
+    run_stage(trial, records=records, report=rows.append)
+    a_step = (rows[-1]["seconds"] - rows[-2]["seconds"]) / (rows[-1]["step"] - rows[-2]["step"])
+    return max(20, int(seconds / a_step))
+
+
+def measured(folder: Path, device: str, suites: Mapping[str, Sequence[Suite]]) -> Results:
+    """Return the observations of every suite in every form, of the base of the model in ``folder``."""
+    model = Embedder(folder, engine="torch", device=device)
+    known: dict[tuple[str, ...], Vectors] = {}
 
     def encode(texts: Sequence[str], task: str) -> Vectors:
-        return np.asarray(model.encode(texts), np.float32)
+        if tuple(texts) not in known:
+            known[tuple(texts)] = np.asarray(model.encode(texts), np.float32)
+        return known[tuple(texts)]
 
-    return {kind: [score(suite, encode) for suite in parts] for kind, parts in suites.items()}
+    def of_form(form: Callable[[Vectors], Vectors]) -> Encode:
+        return lambda texts, task: form(encode(texts, task))
+
+    results: Results = {}
+    for kind, parts in suites.items():
+        for name, form in _FORMS.items():
+            scores = [score(suite, of_form(form)) for suite in parts]
+            results[kind + name] = [(s.statistic, s.observations) for s in scores]
+    return results
 
 
-def differences(first: dict[str, list[Score]], second: dict[str, list[Score]]) -> dict[str, list[float]]:
-    """Return, x 100, the mean score of each kind of suite, its difference from ``first`` and the interval of that."""
-    found = {}
-    for kind, results in second.items():
-        gain = compare_means(*([(r.statistic, r.observations) for r in side] for side in (first[kind], results)))
-        value = float(np.mean([result.value for result in results]))
-        found[kind] = [round(100 * number, 1) for number in (value, gain.value, gain.low, gain.high)]
+def _mean(results: Sequence[tuple[str, Observations]]) -> float:
+    return float(np.mean([STATISTICS[statistic](rows) for statistic, rows in results]))
+
+
+def save_observations(work: Path, found: dict[str, Results], name: str, results: Results) -> None:
+    """Add a variant's results to ``found`` and write all of them to ``observations.npz``."""
+    found[name] = results
+    arrays = {
+        "|".join((variant, kind, statistic, str(i))): rows
+        for variant, of_variant in found.items()
+        for kind, scores in of_variant.items()
+        for i, (statistic, rows) in enumerate(scores)
+    }
+    np.savez_compressed(work / "observations.npz", **arrays)  # type: ignore[arg-type]
+
+
+def read_observations(work: Path) -> dict[str, Results]:
+    path = work / "observations.npz"
+    found: dict[str, Results] = {}
+    if path.exists():
+        with np.load(path) as arrays:
+            for key in arrays.files:
+                variant, kind, statistic, _ = key.split("|")
+                found.setdefault(variant, {}).setdefault(kind, []).append((statistic, arrays[key]))
     return found
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

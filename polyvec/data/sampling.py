@@ -57,13 +57,16 @@ class LabelSampler:
         seed: int = 0,
     ) -> None:
         """``labelled`` tells (dataset, label) of each text, from number 0 on. A class of fewer than ``per_class`` texts
-        is left out, and so is a dataset with fewer than two classes left; none at all may be left in ``datasets``."""
+        is left out, and so is a dataset with fewer than two classes left; none at all may be left in ``datasets``.
+        ``num_texts`` counts the texts that are."""
         datasets: dict[Hashable, dict[str, array[int]]] = {}
         for number, (dataset, label) in enumerate(labelled):
             datasets.setdefault(dataset, {}).setdefault(label, array("q")).append(number)
         kept = [[t for t in classes.values() if len(t) >= per_class] for classes in datasets.values()]
         self.datasets = [classes for classes in kept if len(classes) > 1]
-        self.mass, self._shares = _shares([sum(map(len, classes)) for classes in self.datasets], smoothing)
+        sizes = [sum(map(len, classes)) for classes in self.datasets]
+        self.num_texts = sum(sizes)
+        self.mass, self._shares = _shares(sizes, smoothing)
         self.per_class, self.seed = per_class, seed
 
     def _draw(self, step: int) -> tuple[np.random.Generator, Sequence[Sequence[int]]]:

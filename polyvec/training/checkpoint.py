@@ -43,7 +43,16 @@ class Checkpoint:
         losses: Sequence[float],
         averages: Sequence[Tensor] = (),
     ) -> None:
-        """Write the state after ``len(losses)`` steps; until it is whole, the one before it stays. All must call it."""
+        """Write the state after ``len(losses)`` steps; until it is whole, the one before it stays. All must call it.
+
+        Raises ``FloatingPointError`` for parameters that are not finite, as a gradient can be while its loss is, and
+        ``OSError`` or ``SafetensorError`` where the file cannot be written; the one before it stays then too.
+        """
+        finite = all(bool(torch.isfinite(distributed.local(parameter)).all()) for parameter in parameters)
+        if distributed.sum_scalar(float(not finite)):
+            raise FloatingPointError(
+                f"parameters must be finite, got some that are not after {len(losses)} steps; lower learning_rate"
+            )
         named = {f"parameters.{i}": parameter.detach() for i, parameter in enumerate(parameters)}
         named |= {f"averages.{i}": mean for i, mean in enumerate(averages)}
         for i, state in optimizer.state_dict()["state"].items():
@@ -61,7 +70,7 @@ class Checkpoint:
         if not is_first:
             return
         own["losses"] = torch.tensor(losses, dtype=torch.float64)
-        own["random"] = torch.get_rng_state()
+        own |= {f"random.{i}": state for i, state in enumerate(distributed.random_states())}
         with whole_file(self.path) as partial:
             save_file(own, partial, metadata={"run": json.dumps(self.run), "others": json.dumps(others)})
         for file in self.path.parent.glob(self._name("*", "*")):
@@ -96,7 +105,8 @@ class Checkpoint:
                     is_like = tensor.shape == like.shape
                     state.setdefault(int(i), {})[key] = distributed.place_like(tensor, like) if is_like else tensor
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-            torch.set_rng_state(files[0].get_tensor("random"))
+            states = sorted(name for name in files[0].keys() if name.startswith("random."))  # noqa: SIM118
+            distributed.set_random_states([files[0].get_tensor(name) for name in states])
             return [float(loss) for loss in files[0].get_tensor("losses")]
 
     @contextmanager

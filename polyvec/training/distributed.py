@@ -38,6 +38,19 @@ def processes() -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
+def random_states() -> list[Tensor]:
+    """Return what the next random numbers of this process come from: of the CPU, then of its GPU if it uses one."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]  # type: ignore[no-untyped-call]
+
+
+def set_random_states(states: Sequence[Tensor]) -> None:
+    """Go back to what ``random_states`` returned; the state of a GPU that is not here is left out."""
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.set_rng_state(state)
+
+
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -121,6 +134,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """Return what of ``tensor`` lies in this process, a shard of it or all of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def num_parts(tensors: Sequence[Tensor]) -> int:
     """Return over how many processes ``shard`` has split these; 1 where each process has all of them."""
     return world_size() if any(isinstance(tensor, DTensor) for tensor in tensors) else 1
@@ -129,9 +147,7 @@ def num_parts(tensors: Sequence[Tensor]) -> int:
 def part_of(tensor: Tensor) -> Tensor | None:
     """Return what this process holds of a tensor, rows that follow those of the process before; None where the first
     process has it all."""
-    if isinstance(tensor, DTensor):
-        return tensor.to_local()
-    return tensor if is_first() else None
+    return local(tensor) if isinstance(tensor, DTensor) or is_first() else None
 
 
 def place_like(tensor: Tensor, like: Tensor) -> Tensor:

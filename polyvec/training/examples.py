@@ -2,13 +2,14 @@
 
 A source is a file, a folder or a glob, here or by URL. Its examples are checked once, in one pass, and written into the
 cache of Hugging Face's ``datasets``, from where they are mapped: memory does not grow with them, and a run draws them
-by number, so that it can go on at any step. The next run over the same files finds them there.
+by number, so that it can go on at any step. The next run over the same files finds them there. Examples that a program
+has in memory already are checked in the same way and stay there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from polyvec.data.filters import overlaps
 from polyvec.errors import InputError, MissingExtraError, PolyvecError
-from polyvec.files import Record
+from polyvec.files import Record, checked_rows
 from polyvec.inputs import filesystem, input_columns, input_files, input_state, read_input
 
 #: Kind of dataset -> columns. ``lang`` and ``source`` group a batch; ``negatives`` are hard ones of a query;
@@ -42,18 +43,19 @@ KINDS: dict[str, tuple[str, ...]] = {
     "separation": ("labelled", "pairs", "equals"),
 }
 INFERENCE = ("entailment", "neutral", "contradiction")
+_OVERLAPPING = "that share nearly all their words"
 _FEWEST = 8  # examples; fewer teach nothing but themselves
 _BLOCK = 10_000  # examples that are in memory while all are walked through
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The examples of one source, all of one kind. ``left_out`` counts those that would teach nothing."""
+    """The examples of one source, all of one kind. ``left_out`` says how many were, and why; it is empty for none."""
 
     source: str
     kind: str
-    rows: Any  # a datasets.Dataset; lang, source and negatives are there, empty where the source has none
-    left_out: int = 0
+    rows: Any  # a datasets.Dataset or Rows; lang, source and negatives are there, empty where the source has none
+    left_out: str = ""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -74,14 +76,56 @@ class Dataset:
         return found
 
 
-def read_dataset(source: str, stage: str) -> Dataset:
+def left_out_of(total: int, kept: int, things: str, why: str) -> str:
+    """Return the sentence that tells a reader of a run how many of his examples it does not use."""
+    return f"left out {total - kept} of {total} {things} {why}" if kept < total else ""
+
+
+class Rows:
+    """Examples in memory, with what ``Dataset`` and its readers ask of a ``datasets.Dataset``."""
+
+    def __init__(self, columns: Mapping[str, Sequence[Any]], *, as_arrays: bool = False) -> None:
+        self._columns, self._as_arrays = columns, as_arrays
+
+    @classmethod
+    def of(cls, records: Iterable[Record], names: Iterable[str]) -> Rows:
+        columns: dict[str, list[Any]] = {name: [] for name in names}
+        for record in records:
+            for name, values in columns.items():
+                values.append(record[name])
+        return cls(columns)
+
+    def __len__(self) -> int:
+        return len(next(iter(self._columns.values())))
+
+    def __getitem__(self, numbers: Sequence[int] | slice) -> dict[str, Any]:
+        numbers = range(*numbers.indices(len(self))) if isinstance(numbers, slice) else numbers
+        found = {name: [values[i] for i in numbers] for name, values in self._columns.items()}
+        return {name: np.array(values) for name, values in found.items()} if self._as_arrays else found
+
+    def select(self, numbers: Sequence[int]) -> Rows:
+        return Rows(self[numbers])
+
+    def select_columns(self, names: Sequence[str]) -> Rows:
+        return Rows({name: self._columns[name] for name in names})
+
+    def with_format(self, kind: str, columns: Sequence[str]) -> Rows:
+        assert kind == "numpy", kind
+        return Rows({name: self._columns[name] for name in columns}, as_arrays=True)
+
+    def iter(self, size: int) -> Iterator[dict[str, Any]]:
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+
+def read_dataset(source: str, stage: str, records: list[Record] | None = None) -> Dataset:
     """Return the examples of a source for ``stage``: of the first kind of the stage whose columns it has.
 
-    Stage ``pairs`` leaves out pairs that share nearly all their words (``overlaps``). Raises ``InputError`` naming
-    source, example and rule.
+    ``records`` are its examples where they are in memory, ``source`` then their name. Stage ``pairs`` leaves out pairs
+    that share nearly all their words (``overlaps``). Raises ``InputError`` naming source, example and rule.
     """
-    kind = _kind_of(source, stage)
-    rows = _stored(source, kind, stage)
+    kind = _kind_of(source, stage, records)
+    rows = _stored(source, kind, stage, records)
     if stage != "pairs":
         return Dataset(source, kind, rows)
     kept = np.flatnonzero(~rows.with_format("numpy", columns=["overlaps"])[:]["overlaps"])
@@ -90,18 +134,26 @@ def read_dataset(source: str, stage: str) -> Dataset:
             f"{source} must hold pairs that share less than 80 % of their words, got none in {len(rows)} examples; a "
             "passage that repeats its query teaches to compare letters"
         )
-    return Dataset(source, kind, rows.select(kept), left_out=len(rows) - len(kept))
+    return Dataset(source, kind, rows.select(kept), left_out_of(len(rows), len(kept), "pairs", _OVERLAPPING))
 
 
-def read_examples(source: str, columns: tuple[str, ...], purpose: str) -> Iterator[Record]:
-    """Yield the examples of ``source``, each with ``columns``. Raises ``InputError`` naming source, example and rule.
+def read_examples(
+    source: str, columns: tuple[str, ...], purpose: str, records: Iterable[Record] | None = None
+) -> Iterator[Record]:
+    """Yield the examples of ``source``, or ``records`` of that name, each with ``columns``.
 
-    Where labels or grades are read, they must differ: a source of one class teaches nothing.
+    Where labels or grades are read, they must differ: a source of one class teaches nothing. Raises ``InputError``
+    naming source, example and rule.
     """
     one_value = {column for column in ("score", "label") if column in columns}
     first: Record = {}
     number = 0
-    for number, record in enumerate(read_input(source, column=columns[0]), start=1):
+    read: Iterable[Record | InputError] = (
+        read_input(source, column=columns[0]) if records is None else checked_rows(records, source, column=columns[0])
+    )
+    for number, record in enumerate(read, start=1):
+        if isinstance(record, InputError):
+            raise record
         row = _checked(record, columns, f"{source}: example {number}", purpose)
         first = first or row
         one_value = {column for column in one_value if row[column] == first[column]}
@@ -145,7 +197,10 @@ def datasets_library() -> Any:
     return datasets
 
 
-def _stored(source: str, kind: str, stage: str) -> Any:
+def _stored(source: str, kind: str, stage: str, records: list[Record] | None) -> Any:
+    if records is not None:
+        columns = (*COLUMNS[kind], "lang", "source", "negatives", *(("overlaps",) if stage == "pairs" else ()))
+        return Rows.of(_records(source, kind, stage, records=records), columns)
     datasets = datasets_library()
     text = datasets.Value("string")
     types = {"score": datasets.Value("float64"), "embedding": datasets.List(datasets.Value("float32"))}
@@ -156,9 +211,11 @@ def _stored(source: str, kind: str, stage: str) -> Any:
     return cached(_records, features, source=source, kind=kind, stage=stage, state=input_state(source))
 
 
-def _records(source: str, kind: str, stage: str, state: str) -> Iterator[Record]:
-    """Yield what is stored of a source in its ``state``."""
-    for row in read_examples(source, COLUMNS[kind], stage):
+def _records(
+    source: str, kind: str, stage: str, state: str = "", records: list[Record] | None = None
+) -> Iterator[Record]:
+    """Yield what is stored of a source in its ``state``, or of its ``records``."""
+    for row in read_examples(source, COLUMNS[kind], stage, records):
         kept = {column: row[column] for column in COLUMNS[kind]}
         if kind == "labelled":
             kept["label"] = str(kept["label"])
@@ -167,11 +224,11 @@ def _records(source: str, kind: str, stage: str, state: str) -> Iterator[Record]
         yield {**kept, **shared, **judged, "negatives": row.get("negatives") or []}
 
 
-def _kind_of(source: str, stage: str) -> str:
+def _kind_of(source: str, stage: str, records: list[Record] | None) -> str:
     kinds = KINDS[stage]
-    if len(kinds) == 1:
+    if len(kinds) == 1 or records == []:
         return kinds[0]  # whose columns the rows are checked for
-    names = set(input_columns(filesystem(source)[0], input_files(source)[0]))
+    names = set(records[0] if records else input_columns(filesystem(source)[0], input_files(source)[0]))
     for kind in kinds:
         if names.issuperset(COLUMNS[kind]):
             return kind
@@ -189,6 +246,9 @@ def _checked(row: Record, columns: tuple[str, ...], where: str, purpose: str) ->
             )
         if column not in ("score", "label", "quality", "embedding") and not isinstance(row[column], str):
             raise InputError(f"{where}: {column!r} must be a text, got {type(row[column]).__name__}")
+    for column in ("lang", "source"):
+        if row.get(column) is not None and not isinstance(row[column], str):
+            raise InputError(f"{where}: {column!r} must be a text or left out, got {row[column]!r:.60}")
     negatives = row.get("negatives")
     if negatives is not None and not (isinstance(negatives, list) and all(isinstance(n, str) for n in negatives)):
         raise InputError(f"{where}: 'negatives' must be a list of texts, got {negatives!r:.60}")

@@ -37,7 +37,7 @@ def cached_shares(
     maps a part to its (b, D) embeddings. ``heads`` are parameters of the loss itself; their gradient is set at once.
     On several processes the gradients are to be summed over them. Dropout draws the same masks in both passes.
     """
-    calls: list[tuple[list[Part], list[Tensor], Tensor, list[slice | None]]] = []
+    calls: list[tuple[list[Part], list[list[Tensor]], Tensor, list[slice | None]]] = []
 
     def encode(texts: Sequence[str], task: str | None) -> Tensor:
         parts, places = parts_of(texts, task)
@@ -45,7 +45,7 @@ def cached_shares(
         states, cached = [], []
         with torch.no_grad():
             for i in mine:
-                states.append(torch.get_rng_state())
+                states.append(distributed.random_states())
                 cached.append(embed(parts[i]))
         rows = distributed.gather_rows(cached, len(parts))
         edges = torch.tensor([0, *map(len, rows)]).cumsum(0).tolist()
@@ -64,10 +64,10 @@ def cached_shares(
     value = loss.detach() / num_shares / distributed.world_size()
     for (parts, states, _, slices), gradient in zip(calls, gradients, strict=False):
         for part, state, rows in zip(parts, states, slices, strict=True):
-            after = torch.get_rng_state()
-            torch.set_rng_state(state)
+            after = distributed.random_states()
+            distributed.set_random_states(state)
             vectors = embed(part)
             # A part that only fills this process's turn runs for the others' sake and adds nothing.
             carrier = (vectors * (torch.zeros_like(vectors) if rows is None else gradient[rows])).sum()
-            torch.set_rng_state(after)
+            distributed.set_random_states(after)
             yield carrier - carrier.detach() + value  # its gradient is the part's, its value a share of the loss

@@ -18,7 +18,7 @@ from polyvec.data.sampling import GroupedSampler, LabelSampler
 from polyvec.errors import InputError
 from polyvec.losses import cosent, matryoshka, orthogonal_regularisation, pair_loss, separation_loss
 from polyvec.training.distill import distillation_loss
-from polyvec.training.examples import COLUMNS, Dataset
+from polyvec.training.examples import COLUMNS, Dataset, left_out_of
 from polyvec.training.gradcache import Encode
 from polyvec.training.run import Run
 
@@ -36,16 +36,21 @@ def objective(
     tasks: Sequence[str | None],
     dims: Sequence[int],
     projection: Tensor | None = None,
+    *,
+    notice: Callable[[str], None] = lambda sentence: None,
 ) -> Objective:
     """Return the loss of a step of ``run``: of a dataset drawn by ``run.shares``, else by size.
 
     ``tasks`` are the adapters that learn, None the base: of queries and of passages, or one for both. ``projection``
-    is the matrix of a distillation that has one.
+    is the matrix of a distillation that has one. ``notice`` is told which examples no step will draw.
     """
     if run.stage == "distillation":
         parts = [_distillation(run, dataset, dims, projection) for dataset in datasets]
     else:
         parts = [_part(run, dataset, tasks, dims) for dataset in datasets]
+    for dataset, part in zip(datasets, parts, strict=True):
+        if part.left_out:
+            notice(f"{dataset.source}: {part.left_out}")
     shares = np.array(run.shares or [part.mass for part in parts])
 
     def loss(encode: Encode, step: int) -> Tensor:
@@ -57,10 +62,11 @@ def objective(
 
 @dataclass(frozen=True)
 class _Part:
-    """The loss of one dataset, and how much it weighs among others."""
+    """The loss of one dataset, how much it weighs among others, and what of it is never drawn, in words."""
 
     loss: Objective
     mass: float
+    left_out: str = ""
 
 
 def _part(run: Run, dataset: Dataset, tasks: Sequence[str | None], dims: Sequence[int]) -> _Part:
@@ -68,7 +74,7 @@ def _part(run: Run, dataset: Dataset, tasks: Sequence[str | None], dims: Sequenc
         return _labelled(run, dataset, tasks[0], dims)
     if dataset.kind == "graded":
         return _graded(run, dataset, tasks[0], dims)
-    draw, mass = (_inferences if dataset.kind == "inference" else _pairs)(run, dataset)
+    draw, mass, left_out = (_inferences if dataset.kind == "inference" else _pairs)(run, dataset)
 
     def loss(encode: Encode, step: int) -> Tensor:
         drawn = distinct(draw(step))
@@ -86,7 +92,7 @@ def _part(run: Run, dataset: Dataset, tasks: Sequence[str | None], dims: Sequenc
             orthogonality=run.orthogonality,
         )
 
-    return _Part(loss, mass)
+    return _Part(loss, mass, left_out)
 
 
 def _sampler(run: Run, dataset: Dataset) -> GroupedSampler:
@@ -94,7 +100,7 @@ def _sampler(run: Run, dataset: Dataset) -> GroupedSampler:
     return GroupedSampler(dataset.walk("lang", "source"), smoothing=run.smoothing, seed=run.seed)
 
 
-def _pairs(run: Run, dataset: Dataset) -> tuple[Draw, float]:
+def _pairs(run: Run, dataset: Dataset) -> tuple[Draw, float, str]:
     sampler = _sampler(run, dataset)
     sides = COLUMNS[dataset.kind]
 
@@ -102,21 +108,27 @@ def _pairs(run: Run, dataset: Dataset) -> tuple[Draw, float]:
         rows = dataset.take(sampler.draw(step, run.batch_size))
         return [(row[sides[0]], row[sides[1]], row["negatives"]) for row in rows]
 
-    return draw, sampler.mass
+    return draw, sampler.mass, ""
 
 
-def _inferences(run: Run, dataset: Dataset) -> tuple[Draw, float]:
+def _inferences(run: Run, dataset: Dataset) -> tuple[Draw, float, str]:
     """Premises as queries of the hypotheses that they entail, with those that they contradict as negatives
     (arXiv 1908.10084 and after; neutral ones are neither)."""
     entailed: list[int] = []
     groups: list[tuple[str, str]] = []
+    premises: set[str] = set()
     contradicted: dict[str, list[int]] = {}
     for number, (premise, label, *group) in enumerate(dataset.walk("premise", "label", "lang", "source")):
         if label == "entailment":
             entailed.append(number)
             groups.append((group[0], group[1]))
+            premises.add(premise)
         elif label == "contradiction":
             contradicted.setdefault(premise, []).append(number)
+    if not entailed:
+        raise InputError(f"{dataset.source} must hold an entailment, got {len(dataset)} examples of other labels")
+    used = len(entailed) + sum(len(numbers) for premise, numbers in contradicted.items() if premise in premises)
+    why = "that are neutral, or contradict a premise that entails nothing"
     sampler = GroupedSampler(groups, smoothing=run.smoothing, seed=run.seed)
 
     def draw(step: int) -> list[Pair]:
@@ -128,7 +140,7 @@ def _inferences(run: Run, dataset: Dataset) -> tuple[Draw, float]:
             for row, numbers in zip(rows, negatives, strict=True)
         ]
 
-    return draw, sampler.mass
+    return draw, sampler.mass, left_out_of(len(dataset), used, "inferences", why)
 
 
 def _graded(run: Run, dataset: Dataset, task: str | None, dims: Sequence[int]) -> _Part:
@@ -165,7 +177,9 @@ def _labelled(run: Run, dataset: Dataset, task: str | None, dims: Sequence[int])
         numbers, labels = sampler.draw(step, max(2, run.batch_size // per_class))
         return separation_step(encode, texts_of(numbers), labels, task=task, dims=dims, temperature=run.temperature)
 
-    return _Part(classification if run.stage == "classification" else separation, sampler.mass)
+    why = f"of classes that have fewer than {per_class} of one lang and source, or are alone there"
+    left_out = left_out_of(len(dataset), sampler.num_texts, "texts", why)
+    return _Part(classification if run.stage == "classification" else separation, sampler.mass, left_out)
 
 
 def _distillation(run: Run, dataset: Dataset, dims: Sequence[int], projection: Tensor | None) -> _Part:

@@ -7,15 +7,18 @@ exactly where it was, on any number of processes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from polyvec.atomic import check_new_folder
-from polyvec.errors import InputError
+from polyvec.errors import InputError, NotFiniteError
+from polyvec.files import Record
 from polyvec.model.config import ModelConfig, mini, tiny
 from polyvec.model.encoder import Encoder
 from polyvec.model.hub import resolve_model_folder
@@ -45,13 +48,16 @@ Group = tuple[Sequence[nn.Parameter], float]
 def run_stage(
     run: Run,
     *,
+    records: Mapping[str, list[Record]] | None = None,
     report: Callable[[dict[str, float]], None] | None = None,
     notice: Callable[[str], None] = lambda sentence: None,
 ) -> list[float]:
     """Train as ``run`` says, write the model to ``run.output`` and return the loss of every step.
 
-    The same run again goes on from its checkpoint. ``notice`` is told what of the data is left out. Raises
-    ``InputError`` before any step for data that does not fit, and for an output that holds something else.
+    The same run again goes on from its checkpoint. ``records`` holds the examples of those of ``run.data`` that are in
+    memory. ``notice`` is told what of the data is left out. Raises ``InputError`` before any step for data that does
+    not fit and for an output that holds something else, and where it cannot be written; ``NotFiniteError`` for a loss
+    or weights that are not finite. What was saved before stays.
     """
     with distributed.processes() as device:
         torch.manual_seed(run.seed)
@@ -61,44 +67,56 @@ def run_stage(
             check_new_folder(output)
         encoder, companions = _open(run)
         tokenizer_file = companions / "tokenizer.json" if companions.is_dir() else companions
-        datasets = _read(run, encoder.config, tokenizer_file)
-        for dataset in datasets:
-            if dataset.left_out:
-                total = len(dataset) + dataset.left_out
-                notice(
-                    f"{dataset.source}: left out {dataset.left_out} of {total} pairs that share nearly all their words"
-                )
+        datasets = _read(run, encoder.config, tokenizer_file, records or {})
         if not run.dropout:
             switch_dropout_off(encoder)
         encoder.gradient_checkpointing = run.gradient_checkpointing
         encoder.train().to(device)
         tokenizer = Tokenizer.from_file(tokenizer_file, **encoder.config.tokenizer_ids)
-        groups, shares, work = _prepare(run, encoder, tokenizer, datasets)
-        output.mkdir(parents=True, exist_ok=True)
-        losses = train(
-            groups,
-            shares,
-            Schedule(steps=run.steps, learning_rate=run.learning_rate, warmup_steps=run.warmup_steps),
-            log_path=output / "training.jsonl",
-            log_every=min(20, run.steps),
-            checkpoint=checkpoint,
-            average=run.average,
-            work=work,
-            peak=measured_peak(device, bf16=run.bf16),
-            report=report,
-        )
-        state = {name: distributed.whole(tensor).cpu() for name, tensor in encoder.state_dict().items()}
-        if distributed.is_first():
-            draw_losses(output / "training.jsonl", output / "training.svg")
-            write_tensorboard(output / "training.jsonl", output / "tensorboard")
-            trained = Encoder(encoder.config)
-            trained.load_state_dict(state)
-            save_encoder(trained.eval(), output)
-            if companions.is_dir():
-                copy_companions(companions, output)
-            else:
-                shutil.copyfile(companions, output / "tokenizer.json")
+        groups, shares, work, left_out = _prepare(run, encoder, tokenizer, datasets)
+        for sentence in left_out:
+            notice(sentence)
+        with _plain_errors(output):
+            output.mkdir(parents=True, exist_ok=True)
+            losses = train(
+                groups,
+                shares,
+                Schedule(steps=run.steps, learning_rate=run.learning_rate, warmup_steps=run.warmup_steps),
+                log_path=output / "training.jsonl",
+                log_every=min(20, run.steps),
+                checkpoint=checkpoint,
+                average=run.average,
+                work=work,
+                peak=measured_peak(device, bf16=run.bf16),
+                report=report,
+            )
+            state = {name: distributed.whole(tensor).cpu() for name, tensor in encoder.state_dict().items()}
+            if distributed.is_first():
+                draw_losses(output / "training.jsonl", output / "training.svg")
+                write_tensorboard(output / "training.jsonl", output / "tensorboard")
+                trained = Encoder(encoder.config)
+                trained.load_state_dict(state)
+                save_encoder(trained.eval(), output)
+                if companions.is_dir():
+                    copy_companions(companions, output)
+                else:
+                    shutil.copyfile(companions, output / "tokenizer.json")
     return losses
+
+
+@contextmanager
+def _plain_errors(output: Path) -> Iterator[None]:
+    """Turn what a full disk, a quota or a folder of another user raises into ``InputError``, and name the run of
+    numbers that are not finite."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise NotFiniteError(f"{output}: {error}; the last checkpoint there is of finite numbers") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"output must be a folder to write in, with room left, got {output}: {error}; make room and give the same "
+            "command again, which goes on from the last checkpoint"
+        ) from error
 
 
 def _open(run: Run) -> tuple[Encoder, Path]:
@@ -115,11 +133,13 @@ def _open(run: Run) -> tuple[Encoder, Path]:
     return encoder, companions
 
 
-def _read(run: Run, config: ModelConfig, tokenizer_file: Path) -> list[Dataset]:
-    if run.stage == "mlm":
-        ids = config.tokenizer_ids
-        return [read_windows(source, tokenizer_file, ids, max_tokens=run.max_tokens) for source in run.data]
-    return [read_dataset(source, run.stage) for source in run.data]
+def _read(run: Run, config: ModelConfig, tokenizer_file: Path, records: Mapping[str, list[Record]]) -> list[Dataset]:
+    if run.stage != "mlm":
+        return [read_dataset(source, run.stage, records.get(source)) for source in run.data]
+    return [
+        read_windows(source, tokenizer_file, config.tokenizer_ids, run.max_tokens, records.get(source))
+        for source in run.data
+    ]
 
 
 def _learning(run: Run) -> tuple[str | None, ...]:
@@ -131,15 +151,16 @@ def _learning(run: Run) -> tuple[str | None, ...]:
 
 def _prepare(
     run: Run, encoder: Encoder, tokenizer: Tokenizer, datasets: Sequence[Dataset]
-) -> tuple[list[Group], Shares, Work]:
-    """Return what learns, the shares of a step's loss, and the count of what they did."""
+) -> tuple[list[Group], Shares, Work, list[str]]:
+    """Return what learns, the shares of a step's loss, the count of what they did, and what of the data is left out."""
+    left_out = [f"{dataset.source}: {dataset.left_out}" for dataset in datasets if dataset.left_out]
     if run.stage == "mlm":
         windows = MaskedWindows(run, datasets, mask_token_id=encoder.config.vocab_size - 1)
         model = MaskedLanguageModel(encoder).to(encoder.embeddings.word_embeddings.weight.device)
         if run.sharded:
             distributed.shard(model, encoder.layers)
         groups: list[Group] = [(_base_parameters(encoder), 1.0), (model.head_parameters, 1.0)]
-        return groups, lambda step: windows.shares(step, model), windows.work
+        return groups, lambda step: windows.shares(step, model), windows.work, left_out
     of_base = run.stage in _OF_BASE
     if of_base:
         for name, parameter in encoder.named_parameters():
@@ -151,13 +172,13 @@ def _prepare(
     learning = _base_parameters(encoder) if of_base else [p for p in encoder.parameters() if p.requires_grad]
     device = encoder.embeddings.word_embeddings.weight.device
     heads = [_projection(encoder.config.hidden_size, datasets[0], device)] if run.projection else []
-    loss = objective(run, datasets, _learning(run), encoder.config.matryoshka_dims, *heads)
+    loss = objective(run, datasets, _learning(run), encoder.config.matryoshka_dims, *heads, notice=left_out.append)
     texts = TextEncoder(encoder, tokenizer, max_tokens=run.max_tokens, part_tokens=run.part_tokens, bf16=run.bf16)
 
     def shares(step: int) -> Iterator[Tensor]:
         return cached_shares(lambda encode: loss(encode, step), texts.parts, texts.embed, heads)
 
-    return [(learning, 1.0), (heads, 1.0)], shares, texts.work
+    return [(learning, 1.0), (heads, 1.0)], shares, texts.work, left_out
 
 
 def _projection(width: int, dataset: Dataset, device: torch.device) -> nn.Parameter:

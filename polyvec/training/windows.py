@@ -24,7 +24,7 @@ from polyvec.inference.batching import plan_batches
 from polyvec.inputs import input_state
 from polyvec.text.tokenizer import Tokenizer
 from polyvec.training import distributed
-from polyvec.training.examples import COLUMNS, Dataset, cached, datasets_library, read_examples
+from polyvec.training.examples import COLUMNS, Dataset, Rows, cached, datasets_library, left_out_of, read_examples
 from polyvec.training.mlm import MaskedLanguageModel
 from polyvec.training.run import Run
 from polyvec.training.utilisation import Work, head_flops
@@ -32,34 +32,60 @@ from polyvec.training.utilisation import Work, head_flops
 KIND = "running text"
 
 
-def read_windows(source: str, tokenizer_file: Path, tokenizer_ids: Mapping[str, int], *, max_tokens: int) -> Dataset:
+def read_windows(
+    source: str,
+    tokenizer_file: Path,
+    tokenizer_ids: Mapping[str, int],
+    max_tokens: int,
+    records: list[Record] | None = None,
+) -> Dataset:
     """Return the windows of the texts of a source, each of ``lang``, ``input_ids`` and ``word_starts`` (n,).
 
-    Raises ``InputError`` naming source, example and rule.
+    ``records`` are its examples where they are in memory. Texts without a token are left out. Raises ``InputError``
+    naming source, example and rule.
     """
-    datasets = datasets_library()
-    features = {
-        "lang": datasets.Value("string"),
-        "input_ids": datasets.List(datasets.Value("int32")),
-        "word_starts": datasets.List(datasets.Value("bool")),
-    }
-    rows = cached(
-        _window_rows, features, source=source, state=input_state(source), tokenizer_file=str(tokenizer_file),
-        tokenizer_hash=hashlib.sha256(tokenizer_file.read_bytes()).hexdigest(), tokenizer_ids=dict(tokenizer_ids),
-        max_tokens=max_tokens,
-    )  # fmt: skip
-    if not len(rows):
+    if records is not None:
+        made = _window_rows(source, str(tokenizer_file), dict(tokenizer_ids), max_tokens, records=records)
+        rows: Any = Rows.of(made, ("lang", "input_ids", "word_starts", "is_empty"))
+    else:
+        datasets = datasets_library()
+        features = {
+            "lang": datasets.Value("string"),
+            "input_ids": datasets.List(datasets.Value("int32")),
+            "word_starts": datasets.List(datasets.Value("bool")),
+            "is_empty": datasets.Value("bool"),
+        }
+        rows = cached(
+            _window_rows, features, source=source, state=input_state(source), tokenizer_file=str(tokenizer_file),
+            tokenizer_hash=hashlib.sha256(tokenizer_file.read_bytes()).hexdigest(), tokenizer_ids=dict(tokenizer_ids),
+            max_tokens=max_tokens,
+        )  # fmt: skip
+    kept = np.flatnonzero(~rows.with_format("numpy", columns=["is_empty"])[:]["is_empty"])
+    if not len(kept):
         raise InputError(f"{source} must hold texts of at least one token, got none")
-    return Dataset(source, KIND, rows)
+    left_out = left_out_of(len(rows), len(kept), "windows", "of texts without a token")
+    return Dataset(source, KIND, rows.select(kept) if left_out else rows, left_out)
 
 
 def _window_rows(
-    source: str, state: str, tokenizer_file: str, tokenizer_hash: str, tokenizer_ids: dict[str, int], max_tokens: int
+    source: str,
+    tokenizer_file: str,
+    tokenizer_ids: dict[str, int],
+    max_tokens: int,
+    state: str = "",
+    tokenizer_hash: str = "",
+    records: list[Record] | None = None,
 ) -> Iterator[Record]:
+    """Yield the windows of a source in its ``state``, or of its ``records``; a text without a token as an empty one."""
     tokenizer = Tokenizer.from_file(tokenizer_file, **tokenizer_ids)
-    for row in read_examples(source, COLUMNS[KIND], "mlm"):
+    for row in read_examples(source, COLUMNS[KIND], "mlm", records):
+        lang = {"lang": str(row.get("lang") or "")}
+        is_empty = True
         for input_ids, starts in windows_of(row["text"], tokenizer, max_tokens):
-            yield {"lang": str(row.get("lang") or ""), "input_ids": input_ids, "word_starts": starts}
+            is_empty = False
+            yield {**lang, "input_ids": input_ids, "word_starts": starts, "is_empty": False}
+        if is_empty:
+            yield {**lang, "input_ids": [], "word_starts": [], "is_empty": True}
 
 
 def windows_of(

@@ -107,7 +107,7 @@ def test_running_text_is_stored_as_windows_of_tokens(model_folder: Path, tmp_pat
     (tmp_path / "t.jsonl").write_bytes(lines(rows))
     config = load_encoder(model_folder).config
     file = model_folder / "tokenizer.json"
-    windows = read_windows(str(tmp_path / "t.jsonl"), file, config.tokenizer_ids, max_tokens=64)
+    windows = read_windows(str(tmp_path / "t.jsonl"), file, config.tokenizer_ids, 64)
     tokenizer = Tokenizer.from_file(file, **config.tokenizer_ids)
     inner = tokenizer.encode(text).input_ids[1:-1]
     first = windows.take(range(-(-len(inner) // 62)))  # of the first text: all of its tokens, in order

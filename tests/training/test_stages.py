@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from polyvec import Embedder
-from polyvec.errors import InputError
+from polyvec.errors import InputError, NotFiniteError
 from polyvec.samples import corpus
+from polyvec.training.examples import INFERENCE
 from polyvec.training.objectives import distinct
 from polyvec.training.run import STAGES, Run, make_run, read_run
 from polyvec.training.stages import run_stage
@@ -157,6 +158,74 @@ def test_pairs_that_repeat_their_query_are_left_out_and_counted(make: Callable[.
         run_stage(make("pairs", output=str(tmp_path / "other"), data=(str(data),)))
 
 
+def test_what_no_step_draws_is_counted(make: Callable[..., Run], tmp_path: Path) -> None:
+    inferences = [{"premise": f"p{i // 3}", "hypothesis": f"h{i}", "label": INFERENCE[i % 3]} for i in range(12)]
+    inferences[9] = {**inferences[9], "label": "neutral"}
+    texts = [*rows_of("mlm"), {"text": " "}, {"text": ""}]
+    labelled = rows_of("classification")
+    for stage, rows, sentence in (
+        ("mlm", texts, f"left out 2 of {len(texts)} windows of texts without a token"),
+        ("text-matching", inferences, "left out 6 of 12 inferences that are neutral, or contradict a premise"),
+        (
+            "classification",
+            [*labelled, {"text": "rare", "label": "x"}],
+            f"left out 1 of {len(labelled) + 1} texts of cl",
+        ),
+    ):
+        data = tmp_path / f"more-{stage}.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        sentences: list[str] = []
+        run_stage(make(stage, steps=1, data=(str(data),), output=str(tmp_path / stage)), notice=sentences.append)
+        assert [told.startswith(f"{data}: {sentence}") for told in sentences] == [True], sentences
+    data.write_text("".join(json.dumps({**row, "label": "neutral" if i else "contradiction"}) + "\n"
+                            for i, row in enumerate(inferences)))  # fmt: skip
+    with pytest.raises(InputError, match="must hold an entailment, got 12 examples of other labels"):
+        run_stage(make("text-matching", data=(str(data),), output=str(tmp_path / "none")))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_examples_in_memory_train_what_a_file_trains(
+    stage: str, make: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make(stage, steps=3)
+    losses = run_stage(run)
+    monkeypatch.setitem(sys.modules, "datasets", None)  # not needed for them
+    again = replace(run, output=str(tmp_path / "again"))
+    assert run_stage(again, records={run.data[0]: rows_of(stage)}) == losses
+    with pytest.raises(InputError, match="must hold at least 8 examples, got 0"):
+        run_stage(replace(run, output=str(tmp_path / "third")), records={run.data[0]: []})
+
+
+def test_a_full_disk_is_told_and_the_last_checkpoint_stays(make: Callable[..., Run], tmp_path: Path) -> None:
+    """The system refuses to write beyond a size that the first checkpoint has not reached, as a quota does."""
+    run = make("separation", steps=4, save_every=2)
+    toml = tmp_path / "run.toml"
+    values = {**run.__dict__, "data": list(run.data)}
+    toml.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+    program = (
+        "import resource, sys; from polyvec.training import checkpoint; from polyvec.cli import app; "
+        "save = checkpoint.Checkpoint.save\n"
+        "def limited(self, *arguments):\n"
+        "    save(self, *arguments)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "checkpoint.Checkpoint.save = limited; app()"
+    )
+    done = subprocess.run([sys.executable, "-c", program, "train", str(toml)], capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert f"error: output must be a folder to write in, with room left, got {run.output}: " in done.stderr
+    lines = (Path(run.output) / "training.jsonl").read_text().splitlines()
+    steps = []
+    losses = run_stage(run, report=lambda row: steps.append(row["step"]))
+    straight = run_stage(replace(run, output=str(tmp_path / "straight")))
+    assert losses == straight and steps == [4] and lines == []
+
+
+def test_a_loss_that_is_not_finite_is_told_by_the_command(make: Callable[..., Run], tmp_path: Path) -> None:
+    run = make("separation", steps=4, learning_rate=1e30, save_every=1)
+    with pytest.raises(NotFiniteError, match=f"{run.output}: .* must be finite, got .*; the last checkpoint"):
+        run_stage(run)
+
+
 def test_each_dataset_brings_its_own_loss(make: Callable[..., Run], tmp_path: Path) -> None:
     """Graded pairs, inferences and translations teach one adapter, one dataset a step, as often as ``shares`` says."""
     texts = [row["text"] for row in corpus()[:24]]
@@ -261,6 +330,7 @@ def test_data_that_does_not_fit_is_named(make: Callable[..., Run], tmp_path: Pat
         ({"query": "q"}, "example 1 must have the columns query, passage; or text_a, text_b for pairs, got query"),
         ({"query": "q", "passage": None}, "example 1 must have the columns query, passage for pairs, got query"),
         ({"query": "q", "passage": 3}, "example 1: 'passage' must be a text, got int"),
+        ({"query": "q", "passage": "p", "lang": 7}, "example 1: 'lang' must be a text or left out, got 7"),
         ({"query": "q", "passage": "p", "negatives": "n"}, "'negatives' must be a list of texts"),
         ({"query": "q", "passage": "p"}, "must hold at least 8 examples, got 1"),
     ):

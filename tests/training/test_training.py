@@ -192,6 +192,22 @@ def test_a_stopped_and_resumed_run_gives_the_weights_of_the_straight_one(tmp_pat
     assert [row["step"] for row in rows] == [3, 6, 9, 12]
 
 
+def test_weights_that_are_not_finite_never_replace_the_last_good_checkpoint(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+
+    def shares(step: int) -> list[torch.Tensor]:
+        rest = (weight - weight.detach()).square().sum().sqrt() if step == 7 else weight.sum() * 0  # 0, gradient 0 / 0
+        return [weight.square().sum() + rest]
+
+    checkpoint = Checkpoint(tmp_path / "run.safetensors", every=4, run={})
+    schedule = Schedule(steps=12, learning_rate=0.1)
+    with pytest.raises(FloatingPointError, match="parameters must be finite, got some that are not after 8 steps"):
+        train([([weight], 1.0)], shares, schedule, log_path=tmp_path / "log.jsonl", checkpoint=checkpoint)
+    assert not weight.isfinite().all()
+    assert len(checkpoint.restore([weight], torch.optim.AdamW([weight]))) == 4
+    assert weight.isfinite().all()
+
+
 def test_sigterm_ends_the_step_saves_and_exits(tmp_path: Path) -> None:
     def terminate(step: int) -> None:
         if step == 5:
