@@ -46,7 +46,7 @@ from polyvec.training.distill import StaticStudent, co_occurrence_table, grow
 from polyvec.training.run import Run
 from polyvec.training.stages import run_stage
 from polyvec.training.teachers import combine
-from recipes.mini import translations
+from recipes.mini_texts import translations
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 Work = Annotated[Path, typer.Option(help="Folder of the runs.")]
@@ -178,7 +178,7 @@ def write_start(work: Path, targets: Sequence[Record]) -> None:
     folder, config = resolve_model_folder(None), mini()
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json", **config.tokenizer_ids)
     texts = TokenizedTexts.from_texts([row["text"] for row in targets], tokenizer, max_tokens=96)
-    vectors = np.array([row["embedding"] for row in targets], np.float32)
+    vectors = torch.from_numpy(np.array([row["embedding"] for row in targets], np.float32))
     student = StaticStudent(config)
     with torch.no_grad():
         # Ten times: layer norm takes the scale away, and gradients of a table this small would be huge.

@@ -4,6 +4,7 @@
     python -m recipes.mini teacher ONNX_FOLDER FOLDER           # a teacher that is to be had as a graph alone
     python -m recipes.mini texts --data DATA --work WORK
     python -m recipes.mini targets --work WORK --teachers FOLDER --teachers FOLDER --multilingual RESOURCES
+    python -m recipes.mini tokens --work WORK
     python -m recipes.mini static --work WORK
     python -m recipes.mini distil --work WORK --bf16
     python -m recipes.mini adapter --work WORK --data DATA --bf16 --stage retrieval         # and text-matching,
@@ -21,6 +22,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -135,7 +137,7 @@ def targets(
     teachers: Annotated[list[Path], typer.Option(help="Folders of English teachers.")],
     multilingual: Annotated[Path, typer.Option(help="Resources of the multilingual teacher.")],
 ) -> None:
-    """Stage 2: what the teachers say of every text that has a vector of its own; and all texts as tokens.
+    """Stage 2: what the teachers say of every text that has a vector of its own.
 
     All teachers read English. Of the other texts the multilingual one speaks for all.
     """
@@ -143,17 +145,13 @@ def targets(
 
     table = pq.read_table(work / "texts.parquet")
     rows, every = table["target"].to_numpy(), table["text"].to_pylist()
-    tokenizer = open_tokenizer(work)
-    prompts = [prompt for prompt in mini().prompts.values() if prompt]
-    cores = os.cpu_count() or 1
-    TokenizedTexts.from_texts([*every, *prompts], tokenizer, max_tokens=MAX_TOKENS, processes=cores).save(
-        work / "tokens.npz"
-    )
     own = np.flatnonzero(rows == np.arange(len(rows)))
     is_english = np.array(table["lang"].to_pylist())[own] == "en"
     english = [every[i] for i in own[is_english]]
-    spoken = MultilingualTeacher(multilingual, device()).encode([every[i] for i in own])
-    found = [sentence_teacher(folder, english, device()) for folder in teachers]
+    with ThreadPoolExecutor() as pool:  # one tokenises while the device computes for another
+        opinions = [pool.submit(sentence_teacher, folder, english, device()) for folder in teachers]
+        spoken = MultilingualTeacher(multilingual, device()).encode([every[i] for i in own])
+        found = [opinion.result() for opinion in opinions]
     of_english = combine([*found, spoken[is_english]], width=mini().hidden_size)
     vectors = np.empty((len(own), mini().hidden_size), np.float16)
     vectors[is_english] = of_english
@@ -163,6 +161,17 @@ def targets(
         work / "rows.npz", rows=np.searchsorted(own, rows), weights=table["weight"].to_numpy().astype(np.float64),
         documents=table["document"].to_numpy(),
     )  # fmt: skip
+
+
+@app.command()
+def tokens(work: Work) -> None:
+    """Stage 2 as well, beside it if there are cores for both: all texts as the student reads them, prompts last."""
+    every = pq.read_table(work / "texts.parquet", columns=["text"])["text"].to_pylist()
+    prompts = [prompt for prompt in mini().prompts.values() if prompt]
+    found = TokenizedTexts.from_texts(
+        [*every, *prompts], open_tokenizer(work), max_tokens=MAX_TOKENS, processes=os.cpu_count() or 1
+    )
+    found.save(work / "tokens.npz")
 
 
 def open_tokenizer(work: Path) -> Tokenizer:
@@ -247,7 +256,7 @@ class Distillation:
 
 
 @app.command()
-def static(work: Work, steps: int = 1500, batch_size: int = 4096, learning_rate: float = 0.01) -> None:
+def static(work: Work, steps: int = 800, batch_size: int = 4096, learning_rate: float = 0.01) -> None:
     """Stage 3: the word table alone."""
     torch.manual_seed(0)
     config = mini()
@@ -273,13 +282,16 @@ def distil(
     steps: int = 3000,
     batch_size: int = 4096,
     learning_rate: float = 1e-3,
-    save_every: int = 100,
+    save_every: int = 1000,
     bf16: BFloat16 = False,
+    compiled: Annotated[bool, typer.Option(help="Compile the layers, on a GPU; takes a minute first.")] = False,
 ) -> None:
     """Stage 4: the whole encoder. The same command again goes on where a stopped run was."""
     torch.manual_seed(1)
     encoder = load_encoder(work / "static").train().to(device())
     switch_dropout_off(encoder)
+    if compiled:
+        encoder.compile_layers("inductor")
     data = Distillation(work, batch_size, num_others=4096, seed=2, prompted_share=PROMPTED_SHARE, long_share=LONG_SHARE)
     table = [p for n, p in encoder.named_parameters() if n.startswith("embeddings.") and "lora" not in n]
     layers = [p for n, p in encoder.named_parameters() if n.startswith("layers.") and "lora" not in n]
