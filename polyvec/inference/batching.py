@@ -45,6 +45,22 @@ class Batch:
         return found
 
 
+def split_by_adapter(batch: Batch, *, least_tokens: int) -> list[tuple[NDArray[np.intp], Batch]]:
+    """Return parts of a batch with the places of their texts in it: one for each adapter that has ``least_tokens``
+    or more, the base included, and one for all others."""
+    tokens = np.zeros(batch.task_ids.max() + 2, dtype=np.int64)
+    np.add.at(tokens, batch.task_ids + 1, batch.lengths)
+    group = np.where(tokens >= least_tokens, np.arange(len(tokens)), len(tokens))[batch.task_ids + 1]
+    rows = np.split(batch.input_ids, batch.cu_seqlens[1:-1])
+    parts = []
+    for number in np.unique(group):
+        places = np.flatnonzero(group == number)
+        offsets = np.concatenate(([0], np.cumsum(batch.lengths[places]))).astype(np.int32)
+        part = Batch(np.concatenate([rows[place] for place in places]), offsets, batch.task_ids[places])
+        parts.append((places, part))
+    return parts
+
+
 def plan_batches(lengths: Sequence[int], *, batch_tokens: int) -> list[list[int]]:
     """Return batches as lists of indices into ``lengths`` (tokens), longest texts first.
 

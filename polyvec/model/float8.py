@@ -70,9 +70,10 @@ class Float8Linear(nn.Module):
 @torch.no_grad()
 def to_float8_layers(encoder: Encoder) -> None:
     """Replace the four linear layers of every layer in place; embeddings, norms and adapters keep their type."""
-    for path, module in list(encoder.layers.named_modules()):
-        if isinstance(module, AdaptedLinear):
-            encoder.layers.set_submodule(path, Float8Linear(module))
+    for layers in encoder.all_layers:
+        for path, module in list(layers.named_modules()):
+            if isinstance(module, AdaptedLinear):
+                layers.set_submodule(path, Float8Linear(module))
 
 
 def smallest_cosine(left: Tensor, right: Tensor) -> float:

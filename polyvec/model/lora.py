@@ -60,6 +60,10 @@ class Adapted(nn.Module):
         self.weight.copy_(self._base)
         self._base = None
 
+    def forget_base(self) -> None:
+        """Stay merged for good."""
+        self._base = None
+
 
 class AdaptedLinear(Adapted):
     """A linear layer and its stacked adapters: weight (O, I), lora_A (A, R, I), lora_B (A, O, R)."""

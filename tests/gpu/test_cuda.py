@@ -129,6 +129,16 @@ def test_callers_at_a_time_share_the_device() -> None:
             assert smallest_cosine(got, vectors) > 0.99999
 
 
+@pytest.mark.parametrize("compiler", [None, "inductor"])
+def test_a_copy_of_the_layers_for_each_task_keeps_the_vectors(
+    exact: TorchEngine, monkeypatch: pytest.MonkeyPatch, compiler: str | None
+) -> None:
+    monkeypatch.setattr(engine_module, "_MERGED_TOKENS", 64)
+    engine = TorchEngine(random_encoder(CONFIG), merged_task="each", compiler=compiler)
+    batch = batch_of([40, 100, 7, 60, 60, 3, 30], [0, -1, 0, 3, 3, 4, -1])
+    assert smallest_cosine(engine.pool(batch), exact.pool(batch)) > 0.999
+
+
 def test_a_batch_beyond_the_memory_of_the_device_is_halved(exact: TorchEngine) -> None:
     engine = TorchEngine(random_encoder(CONFIG))
     row = np.random.default_rng(0).integers(4, 500, 512, dtype=np.int32)

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from polyvec.inference.batching import Batch
+from polyvec.errors import InputError
+from polyvec.inference.batching import Batch, split_by_adapter
+from polyvec.inference.engines import torch as engine_module
 from polyvec.inference.engines.torch import TorchEngine
 from polyvec.model.config import tiny
 from tests.conftest import random_encoder
@@ -70,3 +72,66 @@ def test_callers_at_a_time_get_their_own_vectors() -> None:
         thread.join()
     for i, vectors in enumerate(want):
         np.testing.assert_array_equal(got[i], vectors)
+
+
+def test_flash_attention_is_one_step_of_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of a GPU, traced here; the numbers of its kernels stand in."""
+    torch._dynamo.reset()  # type: ignore[no-untyped-call]
+    monkeypatch.setattr("polyvec.model.encoder.runs_varlen", lambda *_: True)
+    steps = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> object:
+        steps.append([str(node.target) for node in graph.graph.nodes if node.op == "call_function"])
+        place = next(i for i, node in enumerate(graph.graph.find_nodes(op="placeholder")) if node.name == "l_x_")
+        return lambda *inputs: (torch.zeros_like(inputs[place]),)
+
+    engine = TorchEngine(random_encoder(tiny(num_hidden_layers=3)), device="cpu", compiler=backend)
+    for lengths in SHAPES:
+        if lengths != [1]:
+            engine.pool(batch_of(lengths, -1)), engine.pool(batch_of(lengths, 2))
+    assert len(steps) == 2  # without adapters and with
+    assert all(sum("_varlen_attn" in step for step in found) == 1 for found in steps)
+
+
+MIXED = ([9, 30, 4, 4, 12, 7, 2], [0, -1, 0, 3, 3, 4, -1])
+
+
+@pytest.mark.parametrize("compiler", [None, "eager"])
+@pytest.mark.parametrize("least", [1, 14, 1000])
+def test_a_copy_of_the_layers_for_each_task_gives_the_same_vectors(
+    monkeypatch: pytest.MonkeyPatch, least: int, compiler: str | None
+) -> None:
+    monkeypatch.setattr(engine_module, "_MERGED_TOKENS", least)
+    engine = TorchEngine(random_encoder(), device="cpu", merged_task="each", compiler=compiler)
+    plain = TorchEngine(random_encoder(), device="cpu")
+    lengths, tasks = MIXED
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(4, 500, n, dtype=np.int32) for n in lengths]
+    batch = Batch.of(rows, tasks)
+    np.testing.assert_allclose(engine.pool(batch), plain.pool(batch), atol=1e-5)
+    np.testing.assert_allclose(engine.token_states(batch), plain.token_states(batch), atol=1e-4)
+    one = Batch.of(rows, [3] * len(rows))
+    np.testing.assert_allclose(engine.pool(one), plain.pool(one), atol=1e-5)
+    assert not any("merged" in name for name in engine._encoder.state_dict())
+
+
+def test_a_batch_is_split_into_the_adapters_that_have_enough_tokens() -> None:
+    lengths, tasks = MIXED
+    rows = [np.full(n, 10 + i, np.int32) for i, n in enumerate(lengths)]
+    parts = split_by_adapter(Batch.of(rows, tasks), least_tokens=16)
+    assert [places.tolist() for places, _ in parts] == [[1, 6], [3, 4], [0, 2, 5]]
+    for places, part in parts:
+        assert part.lengths.tolist() == [lengths[i] for i in places]
+        assert part.task_ids.tolist() == [tasks[i] for i in places]
+        assert part.input_ids.tolist() == [10 + i for i in places for _ in range(lengths[i])]
+
+
+def test_one_merged_task_is_computed_and_others_are_refused() -> None:
+    engine = TorchEngine(random_encoder(), device="cpu", merged_task="classification", compiler="eager")
+    task = engine.config.tasks.index("classification")
+    batch = batch_of([5, 9], task)
+    np.testing.assert_allclose(engine.pool(batch), TorchEngine(random_encoder(), device="cpu").pool(batch), atol=1e-5)
+    with pytest.raises(InputError, match="must all be"):
+        engine.pool(batch_of([5], -1))
+    with pytest.raises(InputError, match="merged_task must be 'each' or one of .*, got 'sorting'"):
+        TorchEngine(random_encoder(), device="cpu", merged_task="sorting")

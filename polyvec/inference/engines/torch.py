@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyvec.errors import InputError
-from polyvec.inference.batching import Batch
+from polyvec.inference.batching import Batch, split_by_adapter
 from polyvec.inference.engines.graphs import Graphs
 from polyvec.inference.threads import usable_cores
 from polyvec.model import float8
@@ -23,8 +23,13 @@ from polyvec.tasks import NO_ADAPTER
 
 #: Between vectors in float8 and in bfloat16, of texts of random tokens, with each adapter and without.
 SMALLEST_COSINE = 0.999
+_MERGED_TOKENS = 2048  # of one task in a batch, from which on a pass of its own is worth its start
 _PROBE_TEXTS = 24
 _PROBE_TOKENS = 512
+
+
+#: What is on its way to the host, and what says that it is there.
+_Outputs: TypeAlias = tuple[Tensor, "torch.cuda.Event | None"]
 
 
 class TorchEngine:
@@ -36,6 +41,9 @@ class TorchEngine:
     backend of ``torch.compile`` such as ``inductor``: each layer is then compiled once for all lengths and batch
     sizes, which takes a minute and pays on long jobs on a GPU. ``graphs`` records small batches as CUDA graphs when
     their sizes come again; it defaults to True on CUDA.
+
+    ``merged_task`` names the one task that is to be computed, whose adapter then costs nothing; with ``"each"`` the
+    layers are kept once more for every task, and texts of a batch that share a task run on its own.
     """
 
     def __init__(
@@ -46,6 +54,7 @@ class TorchEngine:
         dtype: torch.dtype | Literal["float8"] | None = None,
         compiler: str | Callable[..., Any] | None = None,
         graphs: bool | None = None,
+        merged_task: str | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         is_cuda = self.device.type == "cuda"
@@ -61,7 +70,15 @@ class TorchEngine:
         self.batch_tokens = self.lane_tokens = 16384 if is_cuda else 1024
         self.name = f"torch-{dtype if isinstance(dtype, str) else str(self.dtype).removeprefix('torch.')}"
         self._queue = Lock()
+        if merged_task not in (None, "each", *self.config.tasks):
+            names = ", ".join(self.config.tasks)
+            raise InputError(f"merged_task must be 'each' or one of {names}, got {merged_task!r}")
+        if merged_task in self.config.tasks:
+            encoder.merge(self.config.tasks.index(merged_task))
         self._encoder = encoder.to(self.device, self.dtype).eval()
+        self._splits = merged_task == "each"
+        if self._splits:
+            self._encoder.merge_beside()
         self._graphs: Graphs | None = None
         if dtype == "float8":
             self._turn_to_float8()
@@ -85,19 +102,26 @@ class TorchEngine:
                 adapted = self._encoder.needs_gate(batch.adapters)
                 with self._queue:
                     means = self._graphs(batch, adapted)
-                    outputs = None if means is None else self._fetch(means)
-                if outputs is not None:
-                    return _read(*outputs)
-            return self._run(batch, mean_pool)
+                    recorded = None if means is None else self._fetch(means)
+                if recorded is not None:
+                    return _read(*recorded)
+            if not self._splits or len(batch.adapters) == 1:
+                return _read(*self._start(batch, mean_pool))
+            parts = split_by_adapter(batch, least_tokens=_MERGED_TOKENS)
+            started = [(places, self._start(part, mean_pool)) for places, part in parts]
+            vectors = np.empty((len(batch.task_ids), self.config.hidden_size), np.float32)
+            for places, outputs in started:
+                vectors[places] = _read(*outputs)
+            return vectors
 
     @torch.inference_mode()
     def token_states(self, batch: Batch) -> NDArray[np.float32]:
         """Return (N, D) states of the packed tokens."""
         with _out_of_memory():
-            return self._run(batch, lambda states, _: states.float())
+            return _read(*self._start(batch, lambda states, _: states.float()))
 
-    def _run(self, batch: Batch, finish: Callable[[Tensor, Tensor], Tensor]) -> NDArray[np.float32]:
-        """Return what ``finish`` makes of (N, D) states and (B+1,) offsets.
+    def _start(self, batch: Batch, finish: Callable[[Tensor, Tensor], Tensor]) -> _Outputs:
+        """Start what ``finish`` makes of (N, D) states and (B+1,) offsets; ``_read`` waits for it.
 
         The lock is held while work is handed to the device, not while it is waited for: of two callers one prepares
         its batch, or reads its vectors, while the device computes for the other, in one order and one stream.
@@ -107,8 +131,7 @@ class TorchEngine:
         with self._queue:
             input_ids, cu_seqlens, task_ids = (array.to(self.device, non_blocking=True) for array in arrays)
             states = self._encoder(input_ids, cu_seqlens, task_ids, max_seqlen=max_seqlen, adapters=adapters)
-            outputs = self._fetch(finish(states, cu_seqlens))
-        return _read(*outputs)
+            return self._fetch(finish(states, cu_seqlens))
 
     def _turn_to_float8(self) -> None:
         """Put the layers into 8 bits, unless that changes the vectors of random texts too much."""
@@ -133,7 +156,7 @@ class TorchEngine:
         self, input_ids: Tensor, cu_seqlens: Tensor, task_ids: Tensor, max_seqlen: int, adapted: bool
     ) -> Tensor:
         merged = self._encoder.merged_task
-        adapters = (0,) if adapted else (NO_ADAPTER if merged is None else merged,)
+        adapters = (0, NO_ADAPTER) if adapted else (NO_ADAPTER if merged is None else merged,)  # of any number of tasks
         states = self._encoder(input_ids, cu_seqlens, task_ids, max_seqlen=max_seqlen, adapters=adapters)
         return mean_pool(states, cu_seqlens)
 
@@ -142,7 +165,7 @@ class TorchEngine:
         tensor = torch.from_numpy(array)
         return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
-    def _fetch(self, tensor: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    def _fetch(self, tensor: Tensor) -> _Outputs:
         """Return a copy on the host, and what to wait for before it is read."""
         if self.device.type != "cuda":
             return tensor.cpu(), None
