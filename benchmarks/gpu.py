@@ -50,6 +50,7 @@ from polyvec import Embedder
 from polyvec.inference.batching import Batch, plan_batches
 from polyvec.inference.engines import torch as torch_engine
 from polyvec.inference.engines.torch import TorchEngine
+from polyvec.inference.passes import Passes, TokenRow
 from polyvec.model.config import ModelConfig, mini, tiny
 from polyvec.model.encoder import Encoder
 from polyvec.model.hub import resolve_model_folder
@@ -450,10 +451,13 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
 
 
 def packed(engine: TorchEngine) -> Embed:
+    """As ``Embedder`` runs its rows: the next pass is prepared while one runs."""
+
     def embed(rows: Ids, task_ids: Sequence[int]) -> np.ndarray:
         out = np.empty((len(rows), engine.config.hidden_size), np.float32)
-        for plan in plan_batches([len(row) for row in rows], batch_tokens=engine.batch_tokens):
-            out[plan] = engine.pool(Batch.of([rows[i] for i in plan], [task_ids[i] for i in plan]))
+        tokens = [TokenRow(row, task) for row, task in zip(rows, task_ids, strict=True)]
+        for plan, vectors in Passes().run(engine, tokens, batch_tokens=None, states=False):
+            out[plan] = vectors
         return out
 
     return embed

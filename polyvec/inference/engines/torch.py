@@ -67,7 +67,7 @@ class TorchEngine:
         if graphs and not is_cuda:
             raise InputError(f"graphs=True needs a CUDA device, got {self.device}; leave it out")
         self.lanes = 2 if is_cuda else 1  # one prepares while the device computes for the other
-        self.batch_tokens = self.lane_tokens = 16384 if is_cuda else 1024
+        self.batch_tokens = self.lane_tokens = 32768 if is_cuda else 1024
         self.name = f"torch-{dtype if isinstance(dtype, str) else str(self.dtype).removeprefix('torch.')}"
         self._queue = Lock()
         if merged_task not in (None, "each", *self.config.tasks):
