@@ -1,14 +1,15 @@
 """polyvec against its peers on a CPU: same weights, same texts, same cores, side by side in one run.
 
-    python benchmarks/cpu.py --texts 64 --repeats 3
+    python benchmarks/cpu.py --infinity INFINITY/bin/python [--parts short log-normal long tasks]
 
 Every system runs in a process of its own, so that memory and cold start are its own; repeats alternate between the
 systems, so that a noisy neighbour hurts all alike. Outputs are compared: the smallest cosine of a text's vector to that
 of polyvec's float32 graph stands beside each speed. "polyvec" is the engine that it chooses by itself.
-"Of the matrix rate" is the time that the model's multiplications alone take at the rate of a large float32 matrix
-product on these cores, over the time the system took: 100 % is the limit of the chip for float32.
-Five tasks in turn, one task and none are compared with a graph of the same weights that holds no adapters.
-Needs Linux, the ``dev`` extra, fastembed and openvino.
+The roofline is the time that the model's multiplications alone take at the rate of a large matrix product on these
+cores, of the type that the system multiplies in, float32 or 8 bits, over the time that it took: 100 % is the limit of
+the chip. Five tasks in turn, one task and none are compared with a graph of the same weights that holds no adapters.
+Needs Linux, the ``dev`` extra, fastembed and openvino; infinity in an environment of its own, whose Python is named,
+reads the weights as a RoFormer (see serving.py).
 """
 
 from __future__ import annotations
@@ -25,13 +26,55 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 from common import MAX_TOKENS, make_texts, matrix_rate, memory_mb, operations, where
 
 from polyvec import Embedder
 from polyvec.inference.engines.onnx import GRAPH_FILES
 from polyvec.model.layouts import copy_companions, read_config
 
-SYSTEMS = ("polyvec", "polyvec-float32", "sentence-transformers", "transformers", "fastembed", "openvino")
+SYSTEMS = ("polyvec", "polyvec-float32", "sentence-transformers", "transformers", "fastembed", "openvino", "infinity")
+MIXES = ("short", "log-normal", "long")
+
+
+def texts_of(mix: str, count: int) -> list[str]:
+    """Return texts with about as many tokens together as ``count`` of log-normal length: of 10 tokens, or of 1,500."""
+    if mix == "log-normal":
+        return make_texts(count)
+    words = " ".join(make_texts(64, seed=1)).split()
+    length, number = (4, 8 * count) if mix == "short" else (700, max(2, count // 14))
+    rng = np.random.default_rng(2)
+    return [" ".join(rng.choice(words, length)) for _ in range(number)]
+
+
+def byte_rate(folder: Path, size: int = 2048, repeats: int = 5) -> float:
+    """Return the operations a second of a large product of bytes, by the kernel that the int8 graph uses."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    rng = np.random.default_rng(0)
+    left = rng.integers(0, 255, (size, size), dtype=np.uint8)
+    constants = {
+        "right": rng.integers(-63, 63, (size, size), dtype=np.int8), "zero": np.array(128, np.uint8),
+        "step": np.array(1 / 127, np.float32), "scales": np.full(size, 0.01, np.float32),
+    }  # fmt: skip
+    node = helper.make_node(
+        "MatMulIntegerToFloat", ["left", "right", "step", "scales", "zero"], ["y"], domain="com.microsoft"
+    )
+    graph = helper.make_graph(
+        [node], "product", [helper.make_tensor_value_info("left", TensorProto.UINT8, [size, size])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [size, size])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), folder / "product.onnx")
+    session = ort.InferenceSession(folder / "product.onnx", providers=["CPUExecutionProvider"])
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        session.run(None, {"left": left})
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds)
 
 
 def write_peers(folder: Path) -> None:
@@ -92,25 +135,30 @@ def mixed_tasks(folder: Path, texts: list[str], repeats: int) -> None:
     """Print the time of five tasks in turn, of one task and of none, over that of a graph without adapters."""
     write_with_and_without_adapters(folder)
     tasks = read_config(folder / "full").tasks
-    print("\n| engine, one thread, CPU time | no adapters in the graph | no task | one task | five tasks in turn |")
+    print("\n| engine | no adapters in the graph | no task | one task | five tasks in turn |")
     print("|---|---|---|---|---|")
     for engine in ("onnx-int8", "onnx"):
-        bare = Embedder(folder / "bare", engine=engine, threads=1)
-        full = Embedder(folder / "full", engine=engine, threads=1)
-        ways = {
-            "bare": lambda m=bare: m.encode(texts),
-            "none": lambda m=full: m.encode(texts),
-            "one": lambda m=full: m.encode(texts, task=tasks[0], prompt=""),
-            "five": lambda m=full: m.encode(texts, task=[tasks[i % 5] for i in range(len(texts))], prompt=""),
-        }  # no prompts: they are tokens more, not adapters
-        seconds: dict[str, list[float]] = {way: [] for way in ways}
-        for _ in range(repeats + 1):
-            for way, call in ways.items():
-                started = time.process_time()
-                call()
-                seconds[way].append(time.process_time() - started)
-        middle = {way: statistics.median(values[1:]) for way, values in seconds.items()}
-        print(f"| {engine} | " + " | ".join(f"{value / middle['bare']:.2f}" for value in middle.values()) + " |")
+        for threads, clock, how in (
+            (1, time.process_time, "one thread, CPU time"),
+            (None, time.perf_counter, "all cores"),
+        ):
+            bare = Embedder(folder / "bare", engine=engine, threads=threads)
+            full = Embedder(folder / "full", engine=engine, threads=threads)
+            ways = {
+                "bare": lambda m=bare: m.encode(texts),
+                "none": lambda m=full: m.encode(texts),
+                "one": lambda m=full: m.encode(texts, task=tasks[0], prompt=""),
+                "five": lambda m=full: m.encode(texts, task=[tasks[i % 5] for i in range(len(texts))], prompt=""),
+            }  # no prompts: they are tokens more, not adapters
+            seconds: dict[str, list[float]] = {way: [] for way in ways}
+            for _ in range(repeats + 1):
+                for way, call in ways.items():
+                    started = clock()
+                    call()
+                    seconds[way].append(clock() - started)
+            middle = {way: statistics.median(values[1:]) for way, values in seconds.items()}
+            cells = " | ".join(f"{value / middle['bare']:.2f}" for value in middle.values())
+            print(f"| {engine}, {how} | {cells} |", flush=True)
 
 
 def write_openvino(folder: Path) -> None:
@@ -205,10 +253,59 @@ def work(system: str, folder: Path, texts_path: Path, output: Path) -> None:
     print(json.dumps({"open_seconds": first, "seconds": seconds, "peak_mb": memory_mb()}))
 
 
+def run(system: str, folder: Path, infinity: str | None) -> dict[str, float]:
+    """Return what ``work`` does, in a process of its own, and the seconds from the shell to the first vector."""
+    paths = [str(folder / "texts.json"), str(folder / f"{system}.npy")]
+    if system == "infinity":
+        command = [str(infinity), "-W", "ignore", str(Path(__file__).parent / "infinity_peer.py")]
+        command += [str(folder / "roformer"), *paths]
+    else:
+        command = [sys.executable, "-W", "ignore", __file__, "--work", system, str(folder), *paths]
+    started = time.time()
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{system} failed:\n{done.stderr[-2000:]}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return {**found, "cold_seconds": time.time() - started - found["seconds"]}
+
+
+def of_mix(mix: str, folder: Path, options: argparse.Namespace) -> None:
+    """Measure every system on texts of one mix and print its rows."""
+    systems = [system for system in SYSTEMS if system != "infinity" or options.infinity]
+    texts = texts_of(mix, options.texts)
+    (folder / "texts.json").write_text(json.dumps(texts))
+    mini = Embedder()
+    lengths = [len(e) for e in mini.tokenizer.encode_batch(texts, [""] * len(texts))]
+    floats, bytes_ = matrix_rate(time.perf_counter), byte_rate(folder)
+    runs: dict[str, list[dict[str, float]]] = {system: [] for system in systems}
+    for _ in range(options.repeats):
+        for system in systems:
+            runs[system].append(run(system, folder, options.infinity))
+    vectors = {system: np.load(folder / f"{system}.npy") for system in systems}
+    print(
+        f"\n{mix}: {len(texts)} texts, {sum(lengths)} tokens, {options.repeats} alternating repeats, medians; products "
+        f"of float32 {floats / 1e9:.0f} and of bytes {bytes_ / 1e9:.0f} billion operations a second\n"
+    )
+    columns = ("system", "smallest cosine to float32", "tokens/s of polyvec's", "roofline", "peak MB", "cold start s")
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    ours = statistics.median(run["seconds"] for run in runs["polyvec"])
+    for system in systems:
+        cosine = float((vectors[system] * vectors["polyvec-float32"]).sum(axis=1).min())
+        seconds, peak, cold = (
+            statistics.median(run[key] for run in runs[system]) for key in ("seconds", "peak_mb", "cold_seconds")
+        )
+        rate = bytes_ if system == "polyvec" and mini.engine.name == "onnx-int8" else floats
+        least = operations(lengths, mini.config) / rate
+        cells = (f"{cosine:.5f}", f"{ours / seconds:.2f}", f"{least / seconds:.0%}", f"{peak:.0f}", f"{cold:.1f}")
+        print(f"| {system} | " + " | ".join(cells) + " |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=int, default=200)
+    parser.add_argument("--texts", type=int, default=120, help="Of log-normal length; the other mixes have as much.")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--parts", nargs="+", choices=(*MIXES, "tasks"), default=[*MIXES, "tasks"])
+    parser.add_argument("--infinity", help="The Python of an environment with infinity-emb.")
     parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -216,55 +313,22 @@ def main() -> None:
         system, *paths = options.work
         work(system, *map(Path, paths))
         return
+    print(where("torch", "sentence-transformers", "transformers", "fastembed", "openvino"))
+    print(f"polyvec chose {Embedder().engine.name}", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_peers(folder)
-        write_openvino(folder)
-        texts = make_texts(options.texts)
-        (folder / "texts.json").write_text(json.dumps(texts))
-        mini = Embedder()
-        lengths = [len(e) for e in mini.tokenizer.encode_batch(texts, [""] * len(texts))]
-        least = operations(lengths, mini.config) / matrix_rate(time.perf_counter)
-        runs: dict[str, list[dict[str, float]]] = {system: [] for system in SYSTEMS}
-        vectors = {}
-        for _ in range(options.repeats):
-            for system in SYSTEMS:
-                output = folder / f"{system}.npy"
-                command = [
-                    sys.executable,
-                    "-W",
-                    "ignore",
-                    __file__,
-                    "--work",
-                    system,
-                    folder,
-                    folder / "texts.json",
-                    output,
-                ]
-                started = time.time()
-                result = subprocess.run(command, capture_output=True, text=True)
-                if result.returncode:
-                    raise SystemExit(f"{system} failed:\n{result.stderr[-2000:]}")
-                run = json.loads(result.stdout.splitlines()[-1])
-                run["cold_seconds"] = time.time() - started - run["seconds"]  # from the shell to the first vector
-                runs[system].append(run)
-                vectors[system] = np.load(output)
-        print(where("torch", "sentence-transformers", "transformers", "fastembed", "openvino"))
-        print(f"polyvec chose {mini.engine.name}")
-        print(f"{len(texts)} texts, {sum(lengths)} tokens, {options.repeats} alternating repeats, medians\n")
-        columns = ("system", "smallest cosine to float32", "tokens/s of polyvec's", "of the matrix rate", "peak MB")
-        print("| " + " | ".join((*columns, "cold start s")) + " |")
-        print("|---|---|---|---|---|---|")
-        ours = statistics.median(run["seconds"] for run in runs["polyvec"])
-        for system in SYSTEMS:
-            cosine = float((vectors[system] * vectors["polyvec-float32"]).sum(axis=1).min())
-            seconds, peak, cold = (
-                statistics.median(run[key] for run in runs[system]) for key in ("seconds", "peak_mb", "cold_seconds")
-            )
-            print(
-                f"| {system} | {cosine:.5f} | {ours / seconds:.2f} | {least / seconds:.0%} | {peak:.0f} | {cold:.1f} |"
-            )
-        mixed_tasks(folder, texts[:64], options.repeats)
+        if set(options.parts) & set(MIXES):
+            write_peers(folder)
+            write_openvino(folder)
+            if options.infinity:
+                from serving import write_roformer
+
+                write_roformer(folder / "roformer")
+        for part in options.parts:
+            if part == "tasks":
+                mixed_tasks(folder, make_texts(options.texts)[:64], options.repeats)
+            else:
+                of_mix(part, folder, options)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ counts once, in tokens and in MFU, whose peak is that of square products in this
 Before anything is, the pair trainers must give one batch the same loss. The 570M shape has random weights.
 
 On a CPU every run is its own process. On a GPU, where a process takes as long to start as to measure, all are one.
-Repeats alternate; a GPU, which nobody shares, gets one. Needs the ``train`` extra, transformers, sentence-transformers and accelerate.
+Repeats alternate; a GPU, which nobody shares, gets one. Needs the ``train`` extra, transformers, sentence-transformers
+and accelerate.
 """
 
 from __future__ import annotations

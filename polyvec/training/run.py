@@ -46,8 +46,8 @@ class Run:
     data: tuple[str, ...]  # JSONL, CSV or Parquet files; the columns of each say its loss (training/examples.py)
     output: str  # folder of the model, the checkpoint and the log
     steps: int
-    model: str = "polyvec-mini"  # what it starts from: folder or hub name; not read with an architecture
-    architecture: str = ""  # one of ARCHITECTURES: random weights of this shape
+    model: str = "polyvec-mini"  # what it starts from, an XLM-RoBERTa too: folder or hub name
+    architecture: str = ""  # one of ARCHITECTURES: random weights of this shape in place of ``model``
     tokenizer: str = ""  # tokenizer.json of a random model
     adapter: str = ""  # a new task of this name learns instead of the stage's own, from which it starts
     shares: tuple[float, ...] = ()  # how often each file of data is drawn; left out, by size
@@ -57,6 +57,7 @@ class Run:
     learning_rate: float = 5e-4
     warmup_steps: int = 10
     temperature: float = 0.05
+    rope_theta: float = 0.0  # base of the rotary positions while training; 0 is the model's, which keeps its own
     mask_rate: float = 0.3  # of the tokens, in whole words (arXiv 2202.08005 for more than 0.15)
     smoothing: float = 0.5  # a group is drawn in proportion to its size to this power
     negatives: int = 7  # at most so many hard negatives a query, or so many texts of other classes
@@ -85,6 +86,7 @@ class Run:
             "learning_rate": (self.learning_rate > 0, "greater than 0"),
             "warmup_steps": (self.warmup_steps >= 1, "at least 1"),
             "temperature": (self.temperature > 0, "greater than 0"),
+            "rope_theta": (self.rope_theta == 0 or self.rope_theta > 1, "greater than 1, or 0 for the model's"),
             "mask_rate": (0 < self.mask_rate < 1, "between 0 and 1"),
             "shares": (
                 not self.shares or (len(self.shares) == len(self.data) and min(self.shares) > 0),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from polyvec.model.encoder import Encoder
 from polyvec.model.hub import resolve_model_folder
 from polyvec.model.layouts import copy_companions
 from polyvec.model.weights import load_encoder, save_encoder
+from polyvec.model.xlm_roberta import is_xlm_roberta, load_xlm_roberta
 from polyvec.text.tokenizer import Tokenizer
 from polyvec.training import distributed
 from polyvec.training.adapters import TextEncoder, freeze_base, switch_dropout_off
@@ -68,6 +69,9 @@ def run_stage(
         encoder, companions = _open(run)
         tokenizer_file = companions / "tokenizer.json" if companions.is_dir() else companions
         datasets = _read(run, encoder.config, tokenizer_file, records or {})
+        released = encoder.config
+        if run.rope_theta:
+            encoder.config = replace(released, rope_theta=run.rope_theta)
         if not run.dropout:
             switch_dropout_off(encoder)
         encoder.gradient_checkpointing = run.gradient_checkpointing
@@ -94,7 +98,7 @@ def run_stage(
             if distributed.is_first():
                 draw_losses(output / "training.jsonl", output / "training.svg")
                 write_tensorboard(output / "training.jsonl", output / "tensorboard")
-                trained = Encoder(encoder.config)
+                trained = Encoder(released)
                 trained.load_state_dict(state)
                 save_encoder(trained.eval(), output)
                 if companions.is_dir():
@@ -125,7 +129,7 @@ def _open(run: Run) -> tuple[Encoder, Path]:
         encoder, companions = Encoder(_SHAPES[run.architecture]()), Path(run.tokenizer)
     else:
         companions = resolve_model_folder(None if run.model == "polyvec-mini" else run.model)
-        encoder = load_encoder(companions)
+        encoder = load_xlm_roberta(companions) if is_xlm_roberta(companions) else load_encoder(companions)
     if run.adapter:
         encoder = add_tasks(encoder, new_tasks(run.adapter, run.stage))
     if run.max_tokens > encoder.config.max_tokens:

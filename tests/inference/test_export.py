@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from polyvec.errors import InputError, WeightsError
 from polyvec.inference import export
 from polyvec.inference.engines.onnx import OnnxEngine
+from polyvec.model.config import tiny
 from polyvec.model.encoder import Encoder
 from polyvec.model.weights import load_encoder, save_encoder, save_original
 
@@ -28,6 +30,21 @@ def test_the_fp32_graph_keeps_to_the_weights(folder: Path) -> None:
 
 def test_the_int8_graph_keeps_the_cosines(folder: Path) -> None:
     assert export.export_onnx(folder, precision="int8").min_cosine > 0.999
+
+
+def test_biases_take_back_what_rounding_adds_to_every_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs that share much of their direction turn rounding into a shift of all tokens alike."""
+    torch.manual_seed(0)
+    encoder = Encoder(tiny(hidden_size=192, num_attention_heads=6, intermediate_size=384, num_hidden_layers=6))
+    for layer in encoder.layers:
+        layer.attention_norm.bias.data += 2  # type: ignore[union-attr, operator]
+        layer.mlp_norm.bias.data += 2  # type: ignore[union-attr, operator]
+    save_encoder(encoder.eval(), tmp_path)
+    monkeypatch.setitem(export.LIMITS, "int8", export.Parity(float("inf"), 0.0))
+    plain = export.export_onnx(tmp_path, precision="int8").min_cosine
+    monkeypatch.setitem(export.LIMITS, "int8", export.Parity(float("inf"), plain + 1e-7))
+    corrected = export.export_onnx(tmp_path, precision="int8").min_cosine
+    assert 1 - corrected < 0.5 * (1 - plain)  # 0.26
 
 
 def test_a_graph_that_is_off_is_refused_and_the_old_one_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -379,7 +380,10 @@ class Given(torch.nn.Module):
     """A sentence-transformers model that returns the vectors it is given."""
 
     def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return features
+        return dict(features)
+
+    def get_embedding_dimension(self) -> int:
+        return 16
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.5])
@@ -394,6 +398,29 @@ def test_losses_equal_those_of_sentence_transformers(temperature: float) -> None
     theirs = losses.CoSENTLoss(Given(), scale=1 / temperature)(sides[:2], grades)
     ours = cosent((queries * passages).sum(dim=-1), grades, temperature=temperature)
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+def test_further_terms_equal_those_of_sentence_transformers() -> None:
+    losses = pytest.importorskip("sentence_transformers.losses")
+    given = Given()  # one model: MatryoshkaLoss cuts what it returns
+    queries, passages = unit(7, 16), unit(7, 16, seed=1)
+    sides = [{"sentence_embedding": side} for side in (queries, passages)]
+    negatives, nothing = {"sentence_embedding": unit(7, 16, seed=2)}, torch.tensor([])
+
+    def ranking(**options: Any) -> Any:
+        return losses.MultipleNegativesRankingLoss(given, scale=20.0, **options)
+
+    hard = ranking(hardness_mode="all_negatives", hardness_strength=5.0)([*sides, negatives], nothing)
+    every = torch.cat((passages, negatives["sentence_embedding"]))
+    torch.testing.assert_close(info_nce(queries, every, temperature=0.05, hardness=5.0), hard, atol=1e-6, rtol=1e-6)
+    both = ranking(directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction")
+    torch.testing.assert_close(pair_loss(queries, passages, temperature=0.05), 2 * both(sides, nothing))
+    widths = losses.MatryoshkaLoss(given, both, [16, 8], matryoshka_weights=[0.5, 0.5])(sides, nothing)
+    torch.testing.assert_close(matryoshka(pair_loss, queries, passages, dims=(8, 16), temperature=0.05), 2 * widths)
+    terms = losses.GlobalOrthogonalRegularizationLoss(given, mean_weight=1.0, aggregation="sum")(sides)
+    torch.testing.assert_close(
+        sum(orthogonal_regularisation(side) for side in (queries, passages)), sum(terms.values())
+    )
 
 
 def test_orthogonal_regularisation_wants_random_directions() -> None:
