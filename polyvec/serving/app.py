@@ -17,7 +17,7 @@ from polyvec import __version__
 from polyvec.errors import PolyvecError
 from polyvec.serving.bodies import Post, posts_of
 from polyvec.serving.dialects import cohere, ollama, openai_jina, tei
-from polyvec.serving.errors import OpenAIError, Problem, envelope, problem_of, responses
+from polyvec.serving.errors import OpenAIError, Problem, envelope, problem_of, responses, server_fault
 from polyvec.serving.guard import PRIORITY_HEADER, TIMEOUT_HEADER, Guard
 from polyvec.serving.keys import Keys
 from polyvec.serving.service import Service
@@ -33,7 +33,7 @@ class Readiness(BaseModel):
     status: Literal["ready", "draining", "restarting"]
 
 
-def make_app(service: Service, *, keys: Keys | None = None, max_body_bytes: int = 8_000_000) -> FastAPI:
+def make_app(service: Service, *, keys: Keys | None = None, max_body_bytes: int = 8_000_000) -> Guard:
     """Return the application that answers from ``service``. Without ``keys`` everyone is answered."""
 
     @contextlib.asynccontextmanager
@@ -86,18 +86,21 @@ def make_app(service: Service, *, keys: Keys | None = None, max_body_bytes: int 
         sentence = sentences.get(error.status_code, "the request is not valid")
         return answer(request, Problem(error.status_code, sentence, headers=error.headers))
 
+    async def fault(request: Request, _: Exception) -> JSONResponse:
+        return answer(request, server_fault())  # the guard, which meets the error too, logs it
+
     app.add_exception_handler(PolyvecError, ours)
+    app.add_exception_handler(Exception, fault)
     app.add_exception_handler(HTTPException, http)
     _complete(app.openapi(), with_keys=keys is not None)
-    app.add_middleware(
-        Guard,
+    return Guard(
+        app,
         posts=posts,
         keys=keys,
         max_body_bytes=max_body_bytes,
         metrics=service.metrics,
         tracing=service.tracing,
     )
-    return app
 
 
 def _complete(schema: dict[str, Any], *, with_keys: bool) -> None:

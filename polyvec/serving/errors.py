@@ -102,6 +102,10 @@ def problem_of(error: PolyvecError) -> Problem:
     return Problem(400 if isinstance(error, InputError) else 500, str(error))
 
 
+def server_fault() -> Problem:
+    return Problem(500, "the server must answer every request, got a fault of its own; retry once")
+
+
 def invalid(errors: Sequence[Any]) -> Problem:
     """Return the first fault that pydantic found as a sentence without the input."""
     first = errors[0]

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from polyvec.errors import PolyvecError
 from polyvec.serving.bodies import Post
 from polyvec.serving.caller import CALLER, Caller
-from polyvec.serving.errors import Problem, envelope, problem_of
+from polyvec.serving.errors import Problem, envelope, problem_of, server_fault
 from polyvec.serving.keys import ApiKey, Keys
 from polyvec.serving.metrics import Metrics
 from polyvec.serving.tracing import Tracing
@@ -97,8 +97,8 @@ class Guard:
         except Exception as error:  # the place is for the log; the message may hold a text, so it is for no one
             place = "".join(traceback.format_tb(error.__traceback__)[-1:])
             _log.error("%s failed with %s at %s", request_id, type(error).__name__, place)
-            fault = Problem(500, "the server must answer every request, got a fault of its own; retry once")
-            await envelope(scope["path"], request_id, fault)(scope, receive, send_with_id)
+            if status == _LEFT:  # nothing has been said yet
+                await envelope(scope["path"], request_id, server_fault())(scope, receive, send_with_id)
         finally:
             path = scope["path"] if post is not None else getattr(scope.get("route"), "path", "other")
             seconds = time.monotonic() - started

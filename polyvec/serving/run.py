@@ -13,6 +13,7 @@ from types import FrameType
 
 import uvicorn
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from polyvec.errors import InputError
 from polyvec.inference.embedder import Embedder
@@ -79,10 +80,10 @@ def run(settings: Settings) -> None:
         cache_rows=settings.cache_rows,
         workers=workers,
     )
-    app = make_app(service, keys=keys, max_body_bytes=settings.max_body_bytes)
+    app: ASGIApp = make_app(service, keys=keys, max_body_bytes=settings.max_body_bytes)
     if settings.cors_origins:
         origins = list(settings.cors_origins)
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+        app = CORSMiddleware(app, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     config = uvicorn.Config(
         app,
         http=PatientProtocol,
