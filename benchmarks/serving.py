@@ -320,9 +320,10 @@ def against_offline(folder: Path, mixes: Sequence[str], options: Any) -> None:
     print("\n| texts | a request | tasks | same cores, by the clock | by the server's core | a core for the engine |")
     print("|---|---|---|---|---|---|")
     with start_polyvec(folder) as shared, start_polyvec(folder, "--threads", 1) as parted:
-        parent, worker = processes(parted.process.pid)
+        parent, *children = processes(parted.process.pid)
         pin(parent, cores[0])
-        pin(worker, cores[1])
+        for child in children:
+            pin(child, cores[1])
         embedder = Embedder()
         os.sched_setaffinity(0, {cores[1]})  # before its threads start
         single = Embedder(threads=1)
@@ -333,17 +334,20 @@ def against_offline(folder: Path, mixes: Sequence[str], options: Any) -> None:
                 names = [*embedder.tasks, None] if kind == "mixed" else [None]
                 tasks = [names[i // together % len(names)] for i in range(len(texts))]
                 lengths = [e.num_tokens for e in embedder.encode_stream(texts, task=tasks)]
-                work = (texts, tasks, sum(lengths), options.seconds)
+                warm = offline(embedder, texts, tasks, sum(lengths), 1)
+                once = 64 * together * statistics.mean(lengths) / warm.by_clock  # all clients at a time
+                seconds = max(options.seconds, 3 * once)
+                work = (texts, tasks, sum(lengths), seconds)
                 requests = [
                     shared.request(texts[i : i + together], sum(lengths[i : i + together]), tasks[i])
                     for i in range(0, len(texts), together)
                 ]
                 ratios: list[tuple[float, float, float]] = []
                 for _ in range(options.repeats + 1):
-                    ours = served(shared, requests, options.seconds)
+                    ours = served(shared, requests, seconds)
                     alone = offline(embedder, *work)
                     os.sched_setaffinity(0, {cores[0]})
-                    apart = served(parted, requests, options.seconds)
+                    apart = served(parted, requests, seconds)
                     os.sched_setaffinity(0, {cores[1]})
                     alone_on_one = offline(single, *work)
                     os.sched_setaffinity(0, cores)
