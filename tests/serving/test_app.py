@@ -172,6 +172,9 @@ def test_each_dialect_has_its_envelope(client: TestClient, embedder: Embedder) -
     assert cohere.status_code == 400 and sorted(cohere.json()) == ["id", "message"]
     ollama = client.post("/api/embed", json={"model": embedder.model_name, "input": []})
     assert ollama.status_code == 400 and list(ollama.json()) == ["error"]
+    for keep, status in (("5m", 200), (-1, 200), (0.5, 200), (True, 400)):
+        sent = {"model": embedder.model_name, "input": "a", "keep_alive": keep}
+        assert client.post("/api/embed", json=sent).status_code == status
     assert client.post("/v1/embeddings", content="a").status_code == 415
     assert client.get("/nowhere").json()["error"]["code"] == "not_found"
     assert client.get("/embed").json()["error_type"] == "Backend" and client.get("/embed").status_code == 405
