@@ -104,7 +104,8 @@ class Guard:
             seconds = time.monotonic() - started
             span |= {"http.route": path, "http.response.status_code": status, "polyvec.request_id": request_id}
             self.metrics.answered(path, status, seconds)
-            _log.info("%s %s %s %d %.1f ms", request_id, scope["method"], path, status, seconds * 1000)
+            facts = {"request": request_id, "method": scope["method"], "route": path, "status": status}
+            _log.info("request", extra={"facts": {**facts, "ms": round(seconds * 1000, 1)}})
 
     def _authorise(self, path: str, headers: Headers) -> ApiKey | None:
         if self.keys is None or path in _OPEN_PATHS:

@@ -19,6 +19,7 @@ from polyvec.errors import InputError
 from polyvec.inference.embedder import Embedder
 from polyvec.serving.app import make_app
 from polyvec.serving.keys import Keys
+from polyvec.serving.log import Fields
 from polyvec.serving.protocol import PatientProtocol
 from polyvec.serving.service import Service
 from polyvec.serving.worker import WorkerSettings, cpu_shares, open_workers
@@ -68,7 +69,9 @@ def run(settings: Settings) -> None:
 
     Raises ``InputError`` for an address in use or keys that cannot be read, and what opening the model raises.
     """
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Fields())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     keys = None if settings.api_keys is None else Keys(settings.api_keys)
     listener = _listen(settings.host, settings.port)
     workers = open_workers(_worker_settings(settings))
@@ -88,6 +91,7 @@ def run(settings: Settings) -> None:
         app,
         http=PatientProtocol,
         ws="none",
+        log_config=None,  # its lines are ours too
         access_log=False,  # the guard logs requests, with their ids
         log_level="warning",
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
