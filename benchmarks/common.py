@@ -66,6 +66,18 @@ def memory_mb(field: str = "VmHWM", process: int | str = "self") -> float:
     return int(status[field].split()[0]) / 1024
 
 
+def processes(pid: int) -> list[int]:
+    """Return ``pid`` and its children."""
+    children = [Path(f"/proc/{pid}/task/{task.name}/children") for task in Path(f"/proc/{pid}/task").iterdir()]
+    return [pid, *(int(child) for path in children for child in path.read_text().split())]
+
+
+def cpu_seconds(process: int) -> float:
+    """Return the seconds of a core that a process has used, its ended threads included, by Linux's account."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def forget_peak() -> None:
     """Let ``VmHWM`` start again from what is resident now."""
     Path("/proc/self/clear_refs").write_text("5")

@@ -9,7 +9,10 @@ nothing else is said.
 Outputs are compared first: the smallest cosine of a text's vector to that of polyvec's float32 graph.
 
 The client shares the cores with the servers; repeats alternate between them. "Offline" is ``Embedder.encode`` on the
-same texts and tasks, without server and client. Needs Linux and the ``dev`` extra.
+same texts and tasks, without server and client, in three ways: by the clock, client and server on the same cores; by
+the seconds of a core that the server's processes used, which leaves the client out; and with the engine on one core
+and all else on another, as where clients are elsewhere or the engine is a GPU. Needs Linux, two cores and the ``dev``
+extra.
 """
 
 from __future__ import annotations
@@ -19,20 +22,23 @@ import asyncio
 import base64
 import json
 import os
+import re
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import make_texts, where
+from common import cpu_seconds, make_texts, processes, where
 from cpu import write_peers
 from load import Connection, Measured, Request, closed_loop, open_loop, post
 
@@ -42,6 +48,7 @@ from polyvec.samples import corpus
 PACKAGES = ("uvicorn", "fastapi", "torch", "sentence-transformers", "transformers")
 MIXES = ("short", "mixed", "long")
 MOST_SECONDS = 40.0  # of one run
+MIXED_TASKS = "polyvec, five tasks and none in turn"
 
 
 def texts_of(mix: str, count: int = 256) -> list[str]:
@@ -228,13 +235,42 @@ def start_servers(folder: Path, infinity: str | None, stack: ExitStack) -> dict[
     return servers
 
 
-def offline(embedder: Embedder, texts: list[str], tasks: Sequence[str | None], tokens: int, seconds: float) -> float:
-    """Return the tokens a second of ``encode`` over and over for at least ``seconds``."""
-    passes, started = 0, time.perf_counter()
+@dataclass(frozen=True)
+class Rate:
+    """Tokens a second of the clock, and of a core."""
+
+    by_clock: float
+    by_core: float
+
+
+def offline(embedder: Embedder, texts: list[str], tasks: Sequence[str | None], tokens: int, seconds: float) -> Rate:
+    """Return the rate of ``encode`` over and over for at least ``seconds``."""
+    passes, started, used = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() < started + seconds:
         embedder.encode(texts, task=tasks)
         passes += 1
-    return passes * tokens / (time.perf_counter() - started)
+    return Rate(passes * tokens / (time.perf_counter() - started), passes * tokens / (time.process_time() - used))
+
+
+def answered(server: Server) -> float:
+    """Return the tokens of all requests that the server has answered, by its own count."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics") as page:
+        return sum(float(n) for n in re.findall(r"^polyvec_tokens_total\{.*\} (\S+)$", page.read().decode(), re.M))
+
+
+def served(server: Server, requests: Sequence[Request], seconds: float) -> Rate:
+    """Return the rate of 64 clients, the core's seconds being those of the server's processes, before and after too."""
+    pids = processes(server.process.pid)
+    tokens, used = answered(server), sum(map(cpu_seconds, pids))
+    run = asyncio.run(closed_loop(server.port, requests, 64, seconds))
+    time.sleep(0.5)  # until what the clients left behind is dropped
+    return Rate(run.tokens_per_second, (answered(server) - tokens) / (sum(map(cpu_seconds, pids)) - used))
+
+
+def pin(process: int, core: int) -> None:
+    """Keep a process, its threads and those to come on one core."""
+    for thread in Path(f"/proc/{process}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {core})
 
 
 def median(runs: Sequence[Measured], of: Callable[[Measured], float]) -> float:
@@ -242,7 +278,8 @@ def median(runs: Sequence[Measured], of: Callable[[Measured], float]) -> float:
 
 
 def compare(servers: dict[str, Server], mixes: Sequence[str], clients: Sequence[int], options: Any) -> None:
-    """Print throughput and percentiles of every server, mix and number of clients, without a task.
+    """Print throughput and percentiles of every server, mix and number of clients: without a task, which is all that
+    the peers have, and for polyvec with its five tasks and none in turn too.
 
     A run lasts three times what polyvec takes to answer all clients once: what is cut off at the end counts for nobody.
     """
@@ -253,14 +290,19 @@ def compare(servers: dict[str, Server], mixes: Sequence[str], clients: Sequence[
         texts = texts_of(mix)
         lengths = [len(e) for e in embedder.tokenizer.encode_batch(texts, [""] * len(texts))]
         asked = {n: [s.request(*row) for row in zip(texts, lengths, strict=True)] for n, s in servers.items()}
+        tasks = [[*embedder.tasks, None][i % 6] for i in range(len(texts))]
+        prompted = [e.num_tokens for e in embedder.encode_stream(texts, task=tasks)]
+        in_turn = [servers["polyvec"].request(*row) for row in zip(texts, prompted, tasks, strict=True)]
+        asked[MIXED_TASKS] = in_turn
         warm = asyncio.run(closed_loop(servers["polyvec"].port, asked["polyvec"], 16, options.seconds))
         for number in clients:
             once = number * statistics.mean(lengths) / warm.tokens_per_second
             seconds = min(MOST_SECONDS, max(options.seconds, 3 * once))
             repeats = options.repeats if seconds <= 2 * options.seconds else 1
-            runs: dict[str, list[Measured]] = {name: [] for name in servers}
+            runs: dict[str, list[Measured]] = {name: [] for name in asked}
             for _ in range(repeats):
-                for name, server in servers.items():
+                for name in asked:
+                    server = servers[name.partition(",")[0]]
                     runs[name].append(asyncio.run(closed_loop(server.port, asked[name], number, seconds)))
                     asyncio.run(server.ask(["idle"] * 4))  # not all servers drop what a client no longer waits for
             ours = median(runs["polyvec"], lambda run: run.tokens_per_second)
@@ -272,30 +314,52 @@ def compare(servers: dict[str, Server], mixes: Sequence[str], clients: Sequence[
                 print(f"| {mix} | {number} | {row} |", flush=True)
 
 
-def against_offline(server: Server, mixes: Sequence[str], options: Any) -> None:
-    """Print what the server gives of the engine's own throughput at 64 clients."""
-    embedder = Embedder()
-    print("\n| texts | a request | tasks | of the offline engine's tokens/s, 64 clients | client's share of cores |")
-    print("|---|---|---|---|---|")
-    for mix, together in [(mix, 1) for mix in mixes] + [(mix, 16) for mix in mixes if mix == "short"]:
-        texts = texts_of(mix, 256 * together)  # more than are in flight: equal ones are computed once
-        for kind in ("none", "mixed"):
-            names = [*embedder.tasks, None] if kind == "mixed" else [None]
-            tasks = [names[i // together % len(names)] for i in range(len(texts))]
-            lengths = [e.num_tokens for e in embedder.encode_stream(texts, task=tasks)]
-            starts = range(0, len(texts), together)
-            requests = [
-                server.request(texts[i : i + together], sum(lengths[i : i + together]), tasks[i]) for i in starts
-            ]
-            served, alone, spent = [], [], []
-            for _ in range(options.repeats + 1):
-                before = time.process_time()
-                served.append(asyncio.run(closed_loop(server.port, requests, 64, options.seconds)).tokens_per_second)
-                spent.append((time.process_time() - before) / (1.1 * options.seconds) / (os.cpu_count() or 1))
-                time.sleep(1)
-                alone.append(offline(embedder, texts, tasks, sum(lengths), options.seconds))
-            ratio = statistics.median(a / b for a, b in zip(served, alone, strict=True))
-            print(f"| {mix} | {together} | {kind} | {ratio:.0%} | {statistics.median(spent):.0%} |", flush=True)
+def against_offline(folder: Path, mixes: Sequence[str], options: Any) -> None:
+    """Print what the server gives of the engine's own throughput at 64 clients, in the three ways."""
+    cores = sorted(os.sched_getaffinity(0))
+    print("\n| texts | a request | tasks | same cores, by the clock | by the server's core | a core for the engine |")
+    print("|---|---|---|---|---|---|")
+    with start_polyvec(folder) as shared, start_polyvec(folder, "--threads", 1) as parted:
+        parent, *children = processes(parted.process.pid)
+        pin(parent, cores[0])
+        for child in children:
+            pin(child, cores[1])
+        embedder = Embedder()
+        os.sched_setaffinity(0, {cores[1]})  # before its threads start
+        single = Embedder(threads=1)
+        os.sched_setaffinity(0, cores)
+        for mix, together in [(mix, 1) for mix in mixes] + [(mix, 16) for mix in mixes if mix == "short"]:
+            texts = texts_of(mix, 256 * together)  # more than are in flight: equal ones are computed once
+            for kind in ("none", "mixed"):
+                names = [*embedder.tasks, None] if kind == "mixed" else [None]
+                tasks = [names[i // together % len(names)] for i in range(len(texts))]
+                lengths = [e.num_tokens for e in embedder.encode_stream(texts, task=tasks)]
+                warm = offline(embedder, texts, tasks, sum(lengths), 1)
+                once = 64 * together * statistics.mean(lengths) / warm.by_clock  # all clients at a time
+                seconds = max(options.seconds, 3 * once)
+                work = (texts, tasks, sum(lengths), seconds)
+                requests = [
+                    shared.request(texts[i : i + together], sum(lengths[i : i + together]), tasks[i])
+                    for i in range(0, len(texts), together)
+                ]
+                ratios: list[tuple[float, float, float]] = []
+                for _ in range(options.repeats + 1):
+                    ours = served(shared, requests, seconds)
+                    alone = offline(embedder, *work)
+                    os.sched_setaffinity(0, {cores[0]})
+                    apart = served(parted, requests, seconds)
+                    os.sched_setaffinity(0, {cores[1]})
+                    alone_on_one = offline(single, *work)
+                    os.sched_setaffinity(0, cores)
+                    ratios.append(
+                        (
+                            ours.by_clock / alone.by_clock,
+                            ours.by_core / alone.by_core,
+                            apart.by_clock / alone_on_one.by_clock,
+                        )
+                    )
+                cells = " | ".join(f"{statistics.median(way):.0%}" for way in zip(*ratios, strict=True))
+                print(f"| {mix} | {together} | {kind} | {cells} |", flush=True)
 
 
 def overload(server: Server, options: Any) -> None:
@@ -353,8 +417,7 @@ def main() -> None:
                 print()
                 compare(servers, options.mix, options.clients, options)
         if "offline" in options.parts:
-            with start_polyvec(folder) as server:
-                against_offline(server, options.mix, options)
+            against_offline(folder, options.mix, options)
         if "overload" in options.parts:
             with start_polyvec(folder, "--queue-tokens", options.queue) as server:
                 overload(server, options)

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from common import memory_mb
+from common import memory_mb, processes
 from load import Connection, Request, closed_loop, post
 
 from polyvec import Embedder
@@ -129,12 +129,6 @@ async def soak(port: int, visits: list[Visit], tokens_per_second: float, seconds
     for connection in idle:
         connection.close()
     return log
-
-
-def processes(pid: int) -> list[int]:
-    """Return ``pid`` and its children."""
-    children = [Path(f"/proc/{pid}/task/{task.name}/children") for task in Path(f"/proc/{pid}/task").iterdir()]
-    return [pid, *(int(child) for path in children for child in path.read_text().split())]
 
 
 def port_of(server: subprocess.Popen[bytes], said: Path) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,15 @@ def test_every_option_that_a_file_names_exists() -> None:
 def test_a_script_is_whole(path: Path) -> None:
     assert subprocess.run(["bash", "-n", path]).returncode == 0
     assert path.read_text().startswith("#!/usr/bin/env bash\n")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
+def test_the_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
+    unit = tmp_path / "polyvec.service"
+    text = (DEPLOY / "polyvec.service").read_text()
+    unit.write_text(text.replace("/opt/polyvec/bin/polyvec", sys.executable))  # it must be there
+    verified = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
+    assert verified.returncode == 0 and "polyvec.service" not in verified.stderr, verified.stderr
 
 
 def test_the_cluster_of_kuberay_is_a_job_with_workers() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
@@ -16,8 +15,9 @@ from starlette.exceptions import HTTPException
 
 from polyvec import __version__
 from polyvec.errors import PolyvecError
+from polyvec.serving.bodies import Post, posts_of
 from polyvec.serving.dialects import cohere, ollama, openai_jina, tei
-from polyvec.serving.errors import OpenAIError, Problem, envelope, invalid, problem_of, responses
+from polyvec.serving.errors import OpenAIError, Problem, envelope, problem_of, responses, server_fault
 from polyvec.serving.guard import PRIORITY_HEADER, TIMEOUT_HEADER, Guard
 from polyvec.serving.keys import Keys
 from polyvec.serving.service import Service
@@ -33,7 +33,7 @@ class Readiness(BaseModel):
     status: Literal["ready", "draining", "restarting"]
 
 
-def make_app(service: Service, *, keys: Keys | None = None, max_body_bytes: int = 8_000_000) -> FastAPI:
+def make_app(service: Service, *, keys: Keys | None = None, max_body_bytes: int = 8_000_000) -> Guard:
     """Return the application that answers from ``service``. Without ``keys`` everyone is answered."""
 
     @contextlib.asynccontextmanager
@@ -44,8 +44,11 @@ def make_app(service: Service, *, keys: Keys | None = None, max_body_bytes: int 
 
     # The usual pages of documentation load scripts from elsewhere; this server makes no one do that.
     app = FastAPI(title="polyvec", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    posts: dict[str, Post] = {}
     for dialect in (openai_jina, cohere, tei, ollama):
-        app.include_router(dialect.router(service))
+        routes = dialect.router(service)
+        app.include_router(routes)
+        posts |= posts_of(routes)
 
     @app.get("/health", tags=["operation"], responses=responses(OpenAIError, body=True))
     async def health() -> Health:
@@ -74,28 +77,30 @@ def make_app(service: Service, *, keys: Keys | None = None, max_body_bytes: int 
         assert isinstance(error, PolyvecError)
         return answer(request, problem_of(error))
 
-    async def validation(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        return answer(request, invalid(error.errors()))
-
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         sentences = {
-            400: "the body must be JSON with numbers of ordinary size, got something else; check it",
             404: "the path must be one of this server's, got another; see /openapi.json",
             405: "the method must fit the path, got another; see /openapi.json",
         }
         sentence = sentences.get(error.status_code, "the request is not valid")
         return answer(request, Problem(error.status_code, sentence, headers=error.headers))
 
+    async def fault(request: Request, _: Exception) -> JSONResponse:
+        return answer(request, server_fault())  # the guard, which meets the error too, logs it
+
     app.add_exception_handler(PolyvecError, ours)
-    app.add_exception_handler(RequestValidationError, validation)
+    app.add_exception_handler(Exception, fault)
     app.add_exception_handler(HTTPException, http)
     _complete(app.openapi(), with_keys=keys is not None)
-    app.add_middleware(
-        Guard, keys=keys, max_body_bytes=max_body_bytes, metrics=service.metrics, tracing=service.tracing
+    return Guard(
+        app,
+        posts=posts,
+        keys=keys,
+        max_body_bytes=max_body_bytes,
+        metrics=service.metrics,
+        tracing=service.tracing,
     )
-    return app
 
 
 def _complete(schema: dict[str, Any], *, with_keys: bool) -> None:

@@ -102,14 +102,16 @@ def problem_of(error: PolyvecError) -> Problem:
     return Problem(400 if isinstance(error, InputError) else 500, str(error))
 
 
+def server_fault() -> Problem:
+    return Problem(500, "the server must answer every request, got a fault of its own; retry once")
+
+
 def invalid(errors: Sequence[Any]) -> Problem:
     """Return the first fault that pydantic found as a sentence without the input."""
     first = errors[0]
-    if first["type"] == "json_invalid":
-        return Problem(400, "the body must be JSON, got something else; check quotes and commas")
     if first["type"] == "extra_forbidden":  # its name is input too
         return Problem(400, "the body must hold fields of the API alone, got no such field; see /openapi.json")
-    field = str(first["loc"][1]) if len(first["loc"]) > 1 else "the body"
+    field = str(first["loc"][0]) if first["loc"] else "the body"
     return Problem(400, f"{field} must follow the API, got a fault ({first['msg'].lower()}); see /openapi.json")
 
 

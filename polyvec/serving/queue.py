@@ -15,31 +15,37 @@ import heapq
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from polyvec.inference.batching import plan_batches
 from polyvec.serving.caller import Caller
 from polyvec.serving.compute import Row
 
-_LOOK_AHEAD = 8  # budgets of rows among which those of like length are found: padding stays small in mixed traffic
+_LOOK_AHEAD = 16  # budgets of rows among which those of like length are found: padding stays small in mixed traffic
+_LOOK_AHEAD_ROWS = 256  # and no more rows than the event loop sorts in a moment
+_PASS_TOKENS = 24  # what a pass costs whatever is in it: 10 in the engine, the rest on the way there (2026-11-26)
 _BULK_CHARGE = 10
 
 
-@dataclass(order=True)
+@dataclass(eq=False)
 class Job:
-    """A row to compute. ``waiters`` counts the callers of its ``result``; without one it is cancelled."""
+    """A row to compute. ``waiters`` counts the callers of its ``result``; without one it is cancelled.
 
-    tag: int
-    number: int  # of equal tags the earlier one goes first
-    row: Row = field(compare=False)
-    flow: Flow = field(compare=False)
-    result: asyncio.Future[NDArray[np.float32]] = field(compare=False)
-    since: float = field(compare=False)
-    waiters: int = field(default=1, compare=False)
-    link: Any = field(default=None, compare=False)  # to the span of the request that brought it
+    ``link`` is to the span of the request that brought it, None without one.
+    """
+
+    row: Row
+    flow: Flow
+    result: asyncio.Future[NDArray[np.float32]]
+    since: float
+    link: Any
+    waiters: int = 1
+
+
+#: A job behind its tag and a number: of equal tags the earlier one goes first. A tuple, because a heap compares often.
+_Place: TypeAlias = tuple[int, int, Job]
 
 
 @dataclass(eq=False)
@@ -48,7 +54,7 @@ class Flow:
 
     charge: int
     charged: int = 0
-    heap: list[Job] = field(default_factory=list)
+    heap: list[_Place] = field(default_factory=list)
 
 
 class FairQueue:
@@ -60,37 +66,45 @@ class FairQueue:
         self._numbers = itertools.count()
 
     def push(
-        self, row: Row, before: int, caller: Caller, result: asyncio.Future[NDArray[np.float32]], since: float
+        self,
+        row: Row,
+        before: int,
+        caller: Caller,
+        result: asyncio.Future[NDArray[np.float32]],
+        since: float,
+        link: Any = None,
     ) -> Job:
         """Add a row that comes after ``before`` tokens of its own request."""
         flow = self._flow(caller)
-        job = Job(flow.charged // flow.charge + before, next(self._numbers), row, flow, result, since)
-        heapq.heappush(flow.heap, job)
+        job = Job(row, flow, result, since, link)
+        heapq.heappush(flow.heap, (flow.charged // flow.charge + before, next(self._numbers), job))
         self.tokens += len(row)
         return job
 
     def take(self, batch_tokens: int) -> list[Job]:
         """Return the job in line with those behind it that fit it best; the others go on waiting."""
-        seen: list[Job] = []
+        seen: list[_Place] = []
         tokens = 0
-        while tokens < _LOOK_AHEAD * batch_tokens and (flow := self._next_flow()) is not None:
+        most = _LOOK_AHEAD * batch_tokens
+        while tokens < most and len(seen) < _LOOK_AHEAD_ROWS and (flow := self._next_flow()) is not None:
             # The other kind of pass has its turn when it is first in line.
-            if seen and flow.heap[0].row.needs_states != seen[0].row.needs_states:
+            if seen and flow.heap[0][2].row.needs_states != seen[0][2].row.needs_states:
                 break
-            job = heapq.heappop(flow.heap)
-            flow.charged += len(job.row) * flow.charge
-            tokens += len(job.row)
-            seen.append(job)
-        plans = plan_batches([len(job.row) for job in seen], batch_tokens=batch_tokens)
-        chosen = set(next((plan for plan in plans if 0 in plan), []))
-        for i, job in enumerate(seen):
+            place = heapq.heappop(flow.heap)
+            length = len(place[2].row)
+            flow.charged += length * flow.charge
+            tokens += length
+            seen.append(place)
+        chosen = set(best_batch([len(job.row) for _, _, job in seen], batch_tokens=batch_tokens))
+        for i, place in enumerate(seen):
+            job = place[2]
             if i in chosen:
                 self.tokens -= len(job.row)
             else:
                 job.flow.charged -= len(job.row) * job.flow.charge
-                heapq.heappush(job.flow.heap, job)
+                heapq.heappush(job.flow.heap, place)
         self._flows = {key: flow for key, flow in self._flows.items() if flow.heap}
-        return [seen[i] for i in sorted(chosen)]
+        return [seen[i][2] for i in sorted(chosen)]
 
     def _flow(self, caller: Caller) -> Flow:
         key = caller.flow
@@ -104,10 +118,34 @@ class FairQueue:
         """Return the flow with a row to compute that has had the least, after dropping the rows of who left."""
         while waiting := [flow for flow in self._flows.values() if flow.heap]:
             flow = min(waiting, key=lambda flow: flow.charged)
-            if not flow.heap[0].result.done():
+            if not flow.heap[0][2].result.done():
                 return flow
-            self.tokens -= len(heapq.heappop(flow.heap).row)
+            self.tokens -= len(heapq.heappop(flow.heap)[2].row)
         return None
+
+
+def best_batch(lengths: Sequence[int], *, batch_tokens: int) -> list[int]:
+    """Return the first row and those that it shares a pass with, as indices into ``lengths`` (tokens).
+
+    Of all runs of rows next to each other in length that hold the first one and fit ``batch_tokens``, padding
+    included, it is the one that reads the most tokens for what it costs: full, but not at the price of padding.
+    """
+    if not lengths:
+        return []
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    first = order.index(0)
+    sums = [0, *itertools.accumulate(lengths[i] for i in order)]
+    best, best_start, best_end = 0.0, first, first + 1
+    for end in range(first + 1, len(order) + 1):
+        longest = lengths[order[end - 1]]
+        rows = max(1, batch_tokens // longest)
+        if end - first > rows:  # longer rows leave room for fewer
+            break
+        for start in range(max(0, end - rows), first + 1):
+            worth = (sums[end] - sums[start]) / (_PASS_TOKENS + (end - start) * longest)
+            if worth > best:
+                best, best_start, best_end = worth, start, end
+    return order[best_start:best_end]
 
 
 def offsets(rows: Sequence[Row]) -> list[int]:

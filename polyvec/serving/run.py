@@ -13,11 +13,13 @@ from types import FrameType
 
 import uvicorn
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from polyvec.errors import InputError
 from polyvec.inference.embedder import Embedder
 from polyvec.serving.app import make_app
 from polyvec.serving.keys import Keys
+from polyvec.serving.log import Fields
 from polyvec.serving.protocol import PatientProtocol
 from polyvec.serving.service import Service
 from polyvec.serving.worker import WorkerSettings, cpu_shares, open_workers
@@ -67,7 +69,9 @@ def run(settings: Settings) -> None:
 
     Raises ``InputError`` for an address in use or keys that cannot be read, and what opening the model raises.
     """
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Fields())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     keys = None if settings.api_keys is None else Keys(settings.api_keys)
     listener = _listen(settings.host, settings.port)
     workers = open_workers(_worker_settings(settings))
@@ -79,14 +83,15 @@ def run(settings: Settings) -> None:
         cache_rows=settings.cache_rows,
         workers=workers,
     )
-    app = make_app(service, keys=keys, max_body_bytes=settings.max_body_bytes)
+    app: ASGIApp = make_app(service, keys=keys, max_body_bytes=settings.max_body_bytes)
     if settings.cors_origins:
         origins = list(settings.cors_origins)
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+        app = CORSMiddleware(app, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     config = uvicorn.Config(
         app,
         http=PatientProtocol,
         ws="none",
+        log_config=None,  # its lines are ours too
         access_log=False,  # the guard logs requests, with their ids
         log_level="warning",
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,

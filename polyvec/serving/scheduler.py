@@ -114,6 +114,7 @@ class Scheduler:
         self._hosts = [_Host.of(engine) for engine in engines]
         self._queue = FairQueue()
         self._pending_tokens = 0
+        metrics.queue_tokens.set_function(lambda: self._pending_tokens)
         self._tokens_per_second = 1000.0  # of one engine, for Retry-After; a guess until the first batch
         self._wake = asyncio.Event()
         self._in_flight: dict[bytes, Job] = {}
@@ -141,9 +142,9 @@ class Scheduler:
             raise self._overloaded(0)
 
     async def submit(
-        self, rows: Sequence[Row], *, timeout: float, caller: Caller = NOBODY
+        self, rows: Sequence[Row], *, timeout: float, caller: Caller = NOBODY, from_cache: bool = True
     ) -> list[NDArray[np.float32]]:
-        """Return one result per row, in order. ``timeout`` is in seconds.
+        """Return one result per row, in order. ``timeout`` is in seconds; not ``from_cache`` computes them now.
 
         A caller that is cancelled takes its waiting rows out of the queue. Raises ``DrainingError``,
         ``OverloadedError``, ``DeadlineError``, ``ComputeError``, and ``InputError`` for more tokens than the queue
@@ -157,7 +158,7 @@ class Scheduler:
             raise self._overloaded(tokens)
         link = self._tracing.link()
         found = [
-            self._cached(row) or self._enqueue(row, before, caller, link)
+            (from_cache and self._cached(row)) or self._enqueue(row, before, caller, link)
             for row, before in zip(rows, offsets(rows), strict=True)
         ]
         jobs = [one for one in found if isinstance(one, Job)]
@@ -204,16 +205,15 @@ class Scheduler:
             self._metrics.shared_rows.labels(how="in flight").inc()
             return shared
         result: asyncio.Future[NDArray[np.float32]] = asyncio.get_running_loop().create_future()
-        job = self._queue.push(row, before, caller, result, time.monotonic())
-        job.link = link
-        self._count(len(row))
+        job = self._queue.push(row, before, caller, result, time.monotonic(), link)
+        self._pending_tokens += len(row)
         if address is not None:
             self._in_flight[address] = job
         result.add_done_callback(lambda _: self._finished(job, address))
         return job
 
     def _finished(self, job: Job, address: bytes | None) -> None:
-        self._count(-len(job.row))
+        self._pending_tokens -= len(job.row)
         if address is None:
             return
         if self._in_flight.get(address) is job:
@@ -223,10 +223,6 @@ class Scheduler:
             self._cache[address] = result.result()
             if len(self._cache) > self._cache_rows:
                 self._cache.popitem(last=False)
-
-    def _count(self, tokens: int) -> None:
-        self._pending_tokens += tokens
-        self._metrics.queue_tokens.set(self._pending_tokens)
 
     async def _dispatch(self) -> None:
         while True:

@@ -59,6 +59,7 @@ class Service:
     ) -> None:
         self.embedder = embedder
         self.metrics, self.tracing = Metrics(), Tracing()
+        self._tokens_of = {name: self.metrics.tokens.labels(task=name or "none") for name in (None, *embedder.tasks)}
         self.max_seconds = max_seconds
         self._workers = workers
         self.scheduler = Scheduler(
@@ -117,7 +118,7 @@ class Service:
         results = await self._submit(rows)
         raw = results[0] if late_chunking else np.stack(results)
         num_tokens = sum(map(len, rows))
-        self.metrics.tokens.labels(task=resolved.name or "none").inc(num_tokens)
+        self._tokens_of[resolved.name].inc(num_tokens)
         cut = np.ascontiguousarray(raw[:, :width])
         return Embedded(unit(cut) if normalized else cut, num_tokens)
 
@@ -155,19 +156,21 @@ class Service:
         return resolve_task(task, self.embedder.config.prompts)
 
     async def check(self) -> None:
-        """Run one short text through the whole way; raises whatever is wrong."""
-        await self.embed(["health"], task=None)
+        """Run one short text through tokeniser and model, whatever a cache holds; raises whatever is wrong."""
+        self.scheduler.check_open()
+        rows = self._rows(["health"], self._resolve(None), truncate=False, late_chunking=False)
+        await self._submit(rows, from_cache=False)
 
-    async def _submit(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
+    async def _submit(self, rows: Sequence[Row], *, from_cache: bool = True) -> list[NDArray[np.float32]]:
         caller = CALLER.get()
         if caller.key is not None:
             caller.key.spend("tokens_per_minute", sum(map(len, rows)))
         timeout = self.max_seconds if caller.timeout is None else min(caller.timeout, self.max_seconds)
         with self.tracing.span("vectors", rows=len(rows), tokens=sum(map(len, rows))):
-            return await self.scheduler.submit(rows, timeout=timeout, caller=caller)
+            return await self.scheduler.submit(rows, timeout=timeout, caller=caller, from_cache=from_cache)
 
     async def _tokenise(self, inputs: Sequence[Input], function: Any, *arguments: Any) -> Any:
-        with self.tracing.span("tokenise", inputs=len(inputs)):
+        with self.tracing.span("tokenise", inputs=len(inputs)), self.metrics.tokenise_seconds.time():
             if sum(map(len, inputs)) <= _INLINE_CHARACTERS:
                 return function(*arguments)
             return await asyncio.get_running_loop().run_in_executor(self._tokenizers, function, *arguments)

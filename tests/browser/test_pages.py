@@ -47,8 +47,9 @@ def test_the_servers_page_compares_narrows_and_searches_by_keyboard(browser: Bro
         assert slider.get_attribute("aria-valuetext") == "32 of 384, 128 bytes a text as float32"
         _, *narrow = cells(browser, "matrix")
         assert narrow != whole and [row[i] for i, row in enumerate(narrow)] == ["1.00"] * 4
-        _, sizes, changes = cells(browser, "tradeoff")
-        assert sizes == ["128", "256", "512", "1024", "1536"] and changes[-1] == "0.000" < changes[0]
+        _, *costs = cells(browser, "tradeoff")
+        sizes, changes = zip(*costs, strict=True)
+        assert list(sizes) == ["128", "256", "512", "1024", "1536"] and changes[-1] == "0.000" < changes[0]
         off_diagonal = ~np.eye(4, dtype=bool)
         change = np.abs(np.array(narrow, float) - np.array(whole, float))[off_diagonal].mean()
         assert abs(change - float(changes[0])) < 0.01

@@ -13,8 +13,9 @@ from polyvec.inference.batching import Batch
 from polyvec.inference.engines.onnx import OnnxEngine
 from polyvec.text.tokenizer import Tokenizer
 
-RAISES, NOT_A_NUMBER, DIES = 508, 509, 510  # token ids of rare pieces, sent as such
+TOO_LARGE, RAISES, NOT_A_NUMBER, DIES = 507, 508, 509, 510  # token ids of rare pieces, sent as such
 QUOTE = "the input was: secret"  # as a runtime may quote it in an exception
+FITTING_ROWS = 2  # beside a token that needs much memory
 BAD_TEXT = "this text breaks the tokenizer"
 BAD_WIDTH = 13  # breaks what comes after the model
 HEAD_SECONDS, BODY_SECONDS = 1.0, 1.5
@@ -27,6 +28,8 @@ def pool(self: OnnxEngine, batch: Batch) -> NDArray[np.float32]:
     time.sleep(PASS_SECONDS)
     if DIES in batch.input_ids:
         os._exit(1)
+    if TOO_LARGE in batch.input_ids and len(batch.lengths) > FITTING_ROWS:
+        raise MemoryError(QUOTE)
     if RAISES in batch.input_ids:
         raise RuntimeError(QUOTE)
     vectors = _pool(self, batch)

@@ -18,9 +18,11 @@ _LOGS: dict[int, IO[bytes]] = {}
 _PLAIN = ("-W", "error", "-c", "from polyvec.cli import app; app()")
 
 
-def start(*arguments: object, program: Sequence[object] = _PLAIN) -> tuple[subprocess.Popen[bytes], str]:
+def start(
+    *arguments: object, program: Sequence[object] = _PLAIN, engine: str = "onnx"
+) -> tuple[subprocess.Popen[bytes], str]:
     """Return the process and its address once it answers. ``stop`` it, which gives its log."""
-    command = [sys.executable, *program, "serve", "--port", "0", "--engine", "onnx", *arguments]
+    command = [sys.executable, *program, "serve", "--port", "0", "--engine", engine, *arguments]
     log = tempfile.TemporaryFile("w+b")  # not a pipe: it fills up when nobody reads, and the server would wait
     process = subprocess.Popen([*map(str, command)], stderr=log)
     _LOGS[process.pid] = log

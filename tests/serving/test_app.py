@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from polyvec import Embedder
 from polyvec.serving.app import make_app
 from polyvec.serving.service import Service
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "serving.md"
 TEXTS = ["The train is late.", "Wo ist der Bahnhof?", "a"]
 
 
@@ -59,57 +62,89 @@ def test_operation(client: TestClient, embedder: Embedder) -> None:
     assert "access-control-allow-origin" not in client.get("/ready", headers={"origin": "http://x.org"}).headers
 
 
-BAD = [
-    ({"input": "a", "dimensions": float("nan")}, 400, "dimensions must"),
-    ({"input": "a", "dimensions": 10**400}, 400, "dimensions must"),
-    ({"input": "a", "dimensions": True}, 400, "dimensions must"),
-    ({"input": "a", "dimensions": 0}, 400, "dimensions must be between 1 and 32"),
-    ({"input": "a", "dimensions": 33}, 400, "dimensions must be between 1 and 32"),
-    ({"input": "a", "model": "gpt"}, 400, "model must be"),
-    ({"input": "a", "task": "query"}, 400, "task must be one of"),
-    ({"input": "a", "task": "long" * 5000}, 400, "task must be one of"),
-    ({"input": "a", "tsak": "separation"}, 400, "no such field"),
-    ({"input": [[1, 512]]}, 400, "token ids from 0 to 511"),
-    ({"input": [[-1]]}, 400, "token ids from 0 to 511"),
-    ({"input": ""}, 400, "input[0] must not be empty"),
-    ({"input": []}, 400, "input must hold between 1 and 2048"),
-    ({"input": ["a"] * 2049}, 400, "got 2049"),
-    ({"input": "word " * 2000}, 400, "truncate"),
-    ({"input": [5 for _ in range(2000)]}, 400, "input[0] must be at most"),
-    ({"input": ["a", " "], "late_chunking": True}, 400, "not empty for late_chunking"),
-    ({"input": "a", "embedding_type": "float", "encoding_format": "float"}, 400, "keep one"),
-    ({"input": "a", "embedding_type": "binary", "dimensions": 12}, 400, "multiple of 8"),
-]
+def refusals() -> dict[str, tuple[int, str]]:
+    """The documented table: what is sent, its status, and how the sentence begins."""
+    rows = re.findall(r"^\| (.+) \| (\d{3}) \| `(.+)` \|$", DOCUMENT.read_text(), re.M)
+    return {sent: (int(status), sentence) for sent, status, sentence in rows}
 
 
-@pytest.mark.parametrize(("fields", "status", "sentence"), BAD)
-def test_bad_input_is_one_sentence(
-    client: TestClient, embedder: Embedder, fields: dict[str, Any], status: int, sentence: str
-) -> None:
-    body = json.dumps({"model": embedder.model_name, **fields})
-    response = client.post("/v1/embeddings", content=body, headers={"content-type": "application/json"})
+#: Fields of a request for each row of the table, beside ``"input": "a"``.
+FIELDS: dict[str, dict[str, Any]] = {
+    "a field that the API has not": {"tsak": "separation"},
+    "no model's name": {"model": None},
+    "the name of another model": {"model": "gpt"},
+    "a task that the model has not": {"task": "long" * 5000},
+    "`dimensions` NaN": {"dimensions": float("nan")},
+    "`dimensions` true": {"dimensions": True},
+    "`dimensions` 64.0": {"dimensions": 64.0},
+    "`dimensions` 0, or wider than the model": {"dimensions": 33},
+    "`dimensions` of 400 digits": {"dimensions": 10**400},
+    "an input that is a number": {"input": 5},
+    "no input": {"input": []},
+    "2049 inputs": {"input": ["a"] * 2049},
+    "an empty text": {"input": ""},
+    "a text beyond the model's tokens, without `truncate`": {"input": "word " * 2000},
+    "a token id out of the vocabulary": {"input": [[1, 512]]},
+    "a token id of `<s>`, `</s>` or `<pad>`": {"input": [[0]]},
+    "more tokens than `queue_tokens`": {"input": ["word " * 90] * 1000},
+    "white space alone, with `late_chunking`": {"input": ["a", " "], "late_chunking": True},
+    "`encoding_format` beside `embedding_type`": {"embedding_type": "float", "encoding_format": "float"},
+    "`binary` in a width that is not a multiple of 8": {"embedding_type": "binary", "dimensions": 12},
+}
+JSON = {"content-type": "application/json"}
+#: Whole requests for the other rows.
+REQUESTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "no JSON": ("POST", "/v1/embeddings", {"content": b"\xff\xfe", "headers": JSON}),
+    "JSON 5000 levels deep": ("POST", "/v1/embeddings", {"content": b'{"a": ' * 5000 + b"1", "headers": JSON}),
+    "a whole number of 5000 digits": ("POST", "/v1/embeddings", {"content": b"9" * 5000, "headers": JSON}),
+    "more bytes than `max_body_bytes`": ("POST", "/v1/embeddings", {"content": b"x" * 1_000_001, "headers": JSON}),
+    "another content type": ("POST", "/v1/embeddings", {"content": "a"}),
+    "`x-polyvec-timeout` that is no number of seconds": (
+        "POST", "/v1/embeddings", {"content": "{}", "headers": {**JSON, "x-polyvec-timeout": "soon"}},
+    ),
+    "a path of nobody": ("GET", "/nowhere", {}),
+    "another method": ("GET", "/v1/embeddings", {}),
+}  # fmt: skip
+ELSEWHERE = {"no key, or none of this server's"}  # test_keys
+
+
+def test_every_documented_refusal_is_tested() -> None:
+    assert refusals().keys() == FIELDS.keys() | REQUESTS.keys() | ELSEWHERE
+
+
+@pytest.mark.parametrize("sent", [*FIELDS, *REQUESTS])
+def test_bad_input_is_refused_as_documented(client: TestClient, embedder: Embedder, sent: str) -> None:
+    if sent in FIELDS:
+        content = json.dumps({"model": embedder.model_name, "input": "a", **FIELDS[sent]})
+        response = client.post("/v1/embeddings", content=content, headers=JSON)
+    else:
+        method, path, options = REQUESTS[sent]
+        response = client.request(method, path, **options)
+    status, sentence = refusals()[sent]
     answer = response.json()
     assert response.status_code == status, answer
-    assert sentence in answer["error"]["message"] and answer["detail"] == answer["error"]["message"]
+    assert answer["error"]["message"].startswith(sentence) and answer["detail"] == answer["error"]["message"]
     assert answer["request_id"] == response.headers["x-request-id"]
     assert len(response.content) < 1000
     assert client.get("/health").status_code == 200
 
 
 @pytest.mark.parametrize(
-    ("content", "status", "sentence"),
+    ("content", "sentence"),
     [
-        (b"[" * 5000, 400, "nest at most"),
-        (b'{"a": ' * 5000 + b"1" + b"}" * 5000, 400, "nest at most"),
-        (b"{", 400, "must be JSON"),
-        (b"\xff\xfe", 400, "must be JSON"),
-        (b"9" * 5000, 400, "must"),
-        (b"x" * 1_000_001, 413, "at most 1000000 bytes"),
+        (b"", "must be JSON"),
+        (b"{", "must be JSON"),
+        (b"null", "the body must follow the API"),
+        (b"[" * 5000, "nest at most"),
     ],
 )
-def test_a_bad_body_is_one_sentence(client: TestClient, content: bytes, status: int, sentence: str) -> None:
-    response = client.post("/v1/embeddings", content=content, headers={"content-type": "application/json"})
-    assert response.status_code == status and sentence in response.json()["error"]["message"]
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v2/embed", "/embed", "/api/embed"])
+def test_a_bad_body_is_refused_in_every_dialect(client: TestClient, path: str, content: bytes, sentence: str) -> None:
+    response = client.post(path, content=content, headers=JSON)
+    assert response.status_code == (422 if path == "/embed" else 400)
+    said = response.json().get("error", response.json().get("message"))
+    said = said["message"] if isinstance(said, dict) else said
+    assert sentence in said
 
 
 def test_odd_texts_are_texts(client: TestClient, embedder: Embedder) -> None:
@@ -118,8 +153,16 @@ def test_odd_texts_are_texts(client: TestClient, embedder: Embedder) -> None:
     body = json.dumps({"model": embedder.model_name, "input": odd})
     sent = client.post("/v1/embeddings", content=body, headers=as_json)
     assert sent.status_code == 200, sent.text
+    many = {"model": embedder.model_name, "input": "e" + "\u0301" * 10_000, "truncate": True}
+    assert client.post("/v1/embeddings", json=many).status_code == 200
     np.testing.assert_allclose(vectors(sent.json()), embedder.encode(odd), atol=1e-6)
     assert client.post("/tokenize", content=json.dumps({"inputs": odd}), headers=as_json).status_code == 200
+
+
+def test_of_two_fields_of_one_name_the_last_counts(client: TestClient, embedder: Embedder) -> None:
+    body = f'{{"model": "x", "model": {json.dumps(embedder.model_name)}, "input": "b", "input": "a"}}'
+    sent = client.post("/v1/embeddings", content=body, headers=JSON)
+    np.testing.assert_allclose(vectors(sent.json())[0], embedder.encode("a"), atol=1e-6)
 
 
 def test_each_dialect_has_its_envelope(client: TestClient, embedder: Embedder) -> None:
@@ -129,6 +172,9 @@ def test_each_dialect_has_its_envelope(client: TestClient, embedder: Embedder) -
     assert cohere.status_code == 400 and sorted(cohere.json()) == ["id", "message"]
     ollama = client.post("/api/embed", json={"model": embedder.model_name, "input": []})
     assert ollama.status_code == 400 and list(ollama.json()) == ["error"]
+    for keep, status in (("5m", 200), (-1, 200), (0.5, 200), (True, 400)):
+        sent = {"model": embedder.model_name, "input": "a", "keep_alive": keep}
+        assert client.post("/api/embed", json=sent).status_code == status
     assert client.post("/v1/embeddings", content="a").status_code == 415
     assert client.get("/nowhere").json()["error"]["code"] == "not_found"
     assert client.get("/embed").json()["error_type"] == "Backend" and client.get("/embed").status_code == 405

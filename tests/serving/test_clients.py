@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import ollama
 import openai
 import pytest
 from huggingface_hub import InferenceClient, close_session
+from huggingface_hub.errors import HfHubHTTPError
 
 from polyvec import Embedder
+from polyvec.inference.quantize import unit
 from tests.serving.process import start, stop
 
 TEXTS = ["The train is late.", "Wo ist der Bahnhof?", "a"]
@@ -46,6 +49,12 @@ def test_openai(server: str, name: str, embedder: Embedder) -> None:
             model=name, input="a", encoding_format="float", extra_body={"task": "separation"}
         )
         np.testing.assert_allclose(task.data[0].embedding, embedder.encode("a", task="separation"), atol=1e-6)
+        ids = [embedder.tokenizer.encode(text).input_ids[1:-1].tolist() for text in TEXTS]
+        tokens = client.embeddings.create(model=name, input=ids)  # base64, as the client asks where nothing is said
+        np.testing.assert_allclose([row.embedding for row in tokens.data], embedder.encode(TEXTS), atol=1e-6)
+        many = client.embeddings.create(model=name, input=[f"text {i}" for i in range(2048)])
+        assert [row.index for row in many.data] == list(range(2048))
+        np.testing.assert_allclose(many.data[2047].embedding, embedder.encode("text 2047"), atol=1e-6)
         with pytest.raises(openai.BadRequestError, match="dimensions must be between 1 and 32"):
             client.embeddings.create(model=name, input="a", dimensions=64)
 
@@ -68,10 +77,21 @@ def test_cohere(server: str, name: str, embedder: Embedder) -> None:
 
 
 def test_hugging_face(server: str, embedder: Embedder) -> None:
-    with InferenceClient(server) as client:
+    with InferenceClient(server, provider="hf-inference") as client:
         vector = client.feature_extraction(TEXTS[0], prompt_name="retrieval.passage", truncate=True)
+        narrow = client.feature_extraction(TEXTS, dimensions=16, normalize=False, model=f"{server}/embed")
+        scores = client.sentence_similarity(TEXTS[0], TEXTS[1:], model=f"{server}/similarity")
+        info = client.get_endpoint_info()
+        is_healthy = client.health_check()
+        with pytest.raises(HfHubHTTPError) as refused:
+            client.feature_extraction("")
     close_session()  # the package's own, shared by its clients
     np.testing.assert_allclose(vector[0], embedder.encode(TEXTS[0], task="retrieval.passage"), atol=1e-6)
+    np.testing.assert_allclose(unit(narrow), embedder.encode(TEXTS, dimensions=16), atol=1e-6)
+    vectors = embedder.encode(TEXTS, task="text-matching")
+    np.testing.assert_allclose(scores, vectors[1:] @ vectors[0], atol=1e-5)
+    assert info["max_client_batch_size"] == 2048 and info["max_input_length"] == embedder.max_tokens and is_healthy
+    assert refused.value.response.status_code == 422
 
 
 def test_tei_routes(server: str, embedder: Embedder) -> None:
@@ -92,3 +112,43 @@ def test_ollama(server: str, name: str, embedder: Embedder) -> None:
         np.testing.assert_allclose(answer.embeddings, embedder.encode(TEXTS), atol=1e-6)
         with pytest.raises(ollama.ResponseError, match="model must be"):
             client.embed(model="x", input="a")
+
+
+def test_every_dialect_gives_what_encode_gives_alone_and_in_any_batch(mini: Embedder) -> None:
+    """With the model in the package, on the engine that is faster here, while others share its batches."""
+    texts = [*TEXTS, "Bread needs flour, water and salt. " * 12]
+    others = [f"{text} {i}" for i in range(12) for text in texts]
+    process, url = start(engine=mini.engine.name.removesuffix("-float32"))
+    by_name: dict[str | None, list[str]] = {None: texts, "retrieval.query": texts, "text-matching": texts}
+    expected = {task: mini.encode(own, task=task) for task, own in by_name.items()}
+
+    def ask(client: httpx.Client, path: str, body: dict[str, Any]) -> Any:
+        response = client.post(path, json=body)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def through_all(client: httpx.Client, given: list[str]) -> dict[str, tuple[str | None, Any]]:
+        name = {"model": "polyvec-mini"}
+        openai_body = {**name, "input": given}
+        jina = ask(client, "/v1/embeddings", {**openai_body, "task": "retrieval.query"})
+        plain = ask(client, "/v1/embeddings", openai_body)
+        cohere_body = {**name, "texts": given, "input_type": "search_query"}
+        return {
+            "openai": (None, [row["embedding"] for row in plain["data"]]),
+            "jina": ("retrieval.query", [row["embedding"] for row in jina["data"]]),
+            "cohere": ("retrieval.query", ask(client, "/v2/embed", cohere_body)["embeddings"]["float"]),
+            "tei": ("text-matching", ask(client, "/embed", {"inputs": given, "prompt_name": "text-matching"})),
+            "ollama": (None, ask(client, "/api/embed", openai_body)["embeddings"]),
+        }
+
+    try:
+        with httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(8) as pool:
+            for i, text in enumerate(texts):
+                for task, vectors in through_all(client, [text]).values():
+                    np.testing.assert_allclose(vectors[0], expected[task][i], atol=1e-6)
+            crowd = [pool.submit(through_all, client, [*others[i::8], *texts]) for i in range(8)]
+            for one in crowd:
+                for task, vectors in one.result().values():
+                    np.testing.assert_allclose(vectors[-len(texts) :], expected[task], atol=1e-6)
+    finally:
+        stop(process)

@@ -76,9 +76,28 @@ def test_a_fault_of_ours_tells_nothing(embedder: Embedder, monkeypatch: pytest.M
         raise RuntimeError("secret text")
 
     with TestClient(make_app(service)) as client:
-        monkeypatch.setattr(service, "embed", fail)
+        monkeypatch.setattr(service.scheduler, "submit", fail)
         response = client.post("/embed", json={"inputs": "secret text"})
-        assert response.status_code == 500 and "secret" not in response.text
+        health = client.get("/health")
+        for answer in (response, health):
+            assert answer.status_code == 500 and "secret" not in answer.text and answer.headers["x-request-id"]
+        assert health.json()["error"]["code"] == "internal_error"
+
+
+def test_health_is_a_pass_of_the_model_whatever_the_cache_holds(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service(embedder, queue_tokens=1000, cache_rows=10)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("secret text")
+
+    with TestClient(make_app(service)) as client:
+        asked = {"inputs": "health"}
+        before = client.post("/embed", json=asked).json()
+        assert client.get("/health").status_code == 200
+        monkeypatch.setattr(embedder.engine, "pool", fail)
+        assert client.post("/embed", json=asked).json() == before  # of the cache
         assert client.get("/health").status_code == 500
 
 

@@ -1,12 +1,14 @@
 """Anything at all gets a valid answer in the dialect's shape, no error repeats the input, and the next one is answered.
 
-``POLYVEC_FUZZ=1000 pytest tests/serving/test_fuzz.py`` makes that many requests of each kind to each route.
+``POLYVEC_FUZZ=750 pytest -s tests/serving/test_fuzz.py`` makes that many requests of each kind to each route with a
+body, ten thousand and some, and a plain one after each.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,16 @@ def check_error(answer: str, sent: Any, documented: str) -> None:
     assert not echoed
 
 
+@pytest.fixture(scope="module", autouse=True)
+def counted(live: httpx.Client) -> Iterator[None]:
+    """Say how many requests the server has counted: of both kinds to each route, and a plain one after each."""
+    yield
+    lines = re.findall(r"^polyvec_requests_total\{.*\} (\S+)$", live.get("/metrics").text, re.M)
+    number = int(sum(map(float, lines)))
+    print(f"{number} requests, half of them generated")
+    assert number >= 4 * EXAMPLES * len(PATHS)
+
+
 def check_alive(client: httpx.Client, name: str) -> None:
     assert client.post("/v1/embeddings", json={"model": name, "input": "a"}).status_code == 200
 
@@ -141,6 +153,6 @@ def test_every_route_answers_as_documented(
             assert response.status_code < 500 or (response.status_code == 504 and TIMEOUT_HEADER in case.headers)
             if response.status_code >= 400:
                 check_error(response.text, case.body, documented)
+            check_alive(live, embedder.model_name)
 
         run()
-        check_alive(live, embedder.model_name)

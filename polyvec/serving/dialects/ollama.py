@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from polyvec.serving.answer import Json
-from polyvec.serving.dialects.schema import Body, Flag, Integer
+from polyvec.serving.dialects.schema import Body, Flag, Integer, Number
 from polyvec.serving.errors import OllamaError, responses
 from polyvec.serving.service import Service
 
@@ -19,7 +19,7 @@ class EmbedRequest(Body):
     input: str | list[str]
     truncate: Flag | None = None
     dimensions: Integer | None = None
-    keep_alive: str | Integer | float | None = None  # the model always stays loaded
+    keep_alive: str | Number | None = None  # the model always stays loaded
     options: dict[str, Any] | None = None  # of text generation; clients send {}
 
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 #: A whole number; never true, 1.0 or "1".
 Integer = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True)]  # whole ones too
 Flag = Annotated[bool, Field(strict=True)]
 TokenIds = Annotated[list[Integer], Field(max_length=100_000)]
 
