@@ -5,6 +5,7 @@ Shape letters: B rows of a batch, N packed tokens.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -57,7 +58,7 @@ class TokenizedTexts:
         blocks = [list(texts[start : start + _BLOCK]) for start in range(0, len(texts), _BLOCK)]
         tokenise = partial(_tokenise, max_tokens=max_tokens)
         if processes > 1:
-            start_with: dict[str, Any] = {"initializer": _share, "initargs": (tokenizer,)}
+            start_with: dict[str, Any] = {"initializer": _share_alone, "initargs": (tokenizer,)}
             with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), **start_with) as pool:
                 rows = list(pool.map(tokenise, blocks))
         else:
@@ -109,6 +110,12 @@ def _share(tokenizer: Tokenizer) -> None:
     """Keep the tokenizer in this process: it would be sent with every block."""
     global _tokenizer
     _tokenizer = tokenizer
+
+
+def _share_alone(tokenizer: Tokenizer) -> None:
+    """The same in one of many processes, each with a thread: every one would start as many as there are cores."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _share(tokenizer)
 
 
 def _tokenise(texts: list[str], max_tokens: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
