@@ -72,7 +72,7 @@ def cpu(figure: Any) -> None:
 def large(figure: Any) -> None:
     """The 570M shape: tokens a second, peak memory, and memory against length."""
     left, middle, right = figure.subplots(1, 3)
-    systems, lengths = tables("2026-11-25-large.md")
+    systems, lengths = tables("2026-11-26-large.md")
     bars(left, systems.names, systems.column("tokens/s"), "tokens/s, polyvec-int8 is 1")
     bars(middle, systems.names, systems.column("peak MB"), "peak MB")
     right.plot(lengths.column("tokens"), lengths.column("peak MB"), marker="o", color=OURS)
