@@ -63,6 +63,7 @@ def write(source: Path, target: Path, theta: float) -> None:
     writer.add_pooling_type(gguf.PoolingType.MEAN)
     writer.add_rope_freq_base(theta)
     writer.add_vocab_size(vocabulary)
+    writer.add_token_type_count(1)
     writer.add_tokenizer_model("none")
     for theirs, ours in names.items():
         value = tensor(theirs)
@@ -84,7 +85,12 @@ def run(model: Path, ids_path: Path, output: Path) -> dict[str, float]:
     started = time.process_time()
     ll.llama_backend_init()
     ll.llama_log_set(_QUIET, ctypes.c_void_p(0))
-    loaded = ll.llama_model_load_from_file(str(model).encode(), ll.llama_model_default_params())
+    how = ll.llama_model_default_params()
+    # Its AMX kernels end in a segmentation fault (llama-cpp-python 0.3.36, 2026-11-26).
+    how.use_extra_bufts = "amx_tile" not in Path("/proc/cpuinfo").read_text()
+    loaded = ll.llama_model_load_from_file(str(model).encode(), how)
+    if not loaded:
+        raise SystemExit(f"llama.cpp must read {model}, and did not")
     options = ll.llama_context_default_params()
     options.n_ctx = options.n_batch = options.n_ubatch = 8192
     options.n_seq_max = 1

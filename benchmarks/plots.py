@@ -61,18 +61,19 @@ def bars(axes: Any, names: Sequence[str], values: Sequence[float], label: str) -
 
 
 def cpu(figure: Any) -> None:
-    """Tokens a second, of polyvec's, with and without VNNI, and peak memory."""
-    left, middle, right = figure.subplots(1, 3)
-    (vnni,), (avx2,) = tables("2026-11-24-cpu-vnni.md"), tables("2026-11-24-cpu-avx2.md")
-    bars(left, vnni.names, vnni.column("tokens/s"), "tokens/s, polyvec is 1 (AVX-512 VNNI)")
-    bars(middle, vnni.names, vnni.column("peak MB"), "peak MB")
-    bars(right, avx2.names, avx2.column("tokens/s"), "tokens/s, polyvec is 1 (AVX2)")
+    """Tokens a second, of polyvec's, on three instruction sets, and peak memory."""
+    axes = figure.subplots(1, 4)
+    (amx,), (vnni,), (avx2,) = (tables(f"2026-11-{day}.md") for day in ("26-cpu-amx", "24-cpu-vnni", "24-cpu-avx2"))
+    bars(axes[0], amx.names, amx.column("tokens/s"), "tokens/s, polyvec is 1 (AMX)")
+    bars(axes[1], amx.names, amx.column("peak MB"), "peak MB (AMX)")
+    bars(axes[2], vnni.names, vnni.column("tokens/s"), "tokens/s, polyvec is 1 (AVX-512 VNNI)")
+    bars(axes[3], avx2.names, avx2.column("tokens/s"), "tokens/s, polyvec is 1 (AVX2)")
 
 
 def large(figure: Any) -> None:
     """The 570M shape: tokens a second, peak memory, and memory against length."""
     left, middle, right = figure.subplots(1, 3)
-    systems, lengths = tables("2026-11-25-large.md")
+    systems, lengths = tables("2026-11-26-large.md")
     bars(left, systems.names, systems.column("tokens/s"), "tokens/s, polyvec-int8 is 1")
     bars(middle, systems.names, systems.column("peak MB"), "peak MB")
     right.plot(lengths.column("tokens"), lengths.column("peak MB"), marker="o", color=OURS)
@@ -125,7 +126,7 @@ def training(figure: Any) -> None:
 
 #: Width and height in inches.
 PICTURES: dict[Callable[[Any], None], tuple[float, float]] = {
-    cpu: (15, 2.6), large: (15, 2.6), scaling: (15, 3.6), mixed_tasks: (7, 3), training: (13, 2.6),
+    cpu: (19, 2.6), large: (15, 2.6), scaling: (15, 3.6), mixed_tasks: (7, 3), training: (13, 2.6),
 }  # fmt: skip
 
 
