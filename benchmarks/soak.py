@@ -82,7 +82,8 @@ def visits_of(embedder: Embedder, faults: bool) -> list[Visit]:
         bad = [{"input": [[10**9]]}, {"input": ""}, {"input": "a", "dimensions": -1}, {"input": "a", "x": text}]
         visits.append(Visit(post("/v1/embeddings", {"model": name} | bad[i % len(bad)], 0), (400,)))
         if faults:
-            ids = [508 + i % 2, 5]  # tests/serving/faulty_server.py: one raises, one gives no number
+            # tests/serving/faulty_server.py: one raises, one gives no number.
+            ids = [embedder.config.vocab_size - 4 + i % 2, 5]
             visits.append(Visit(post("/v1/embeddings", {"model": name, "input": ids}, 4), (500, 429)))
     return [visits[i] for i in rng.permutation(len(visits))]
 
@@ -114,7 +115,12 @@ async def soak(port: int, visits: list[Visit], tokens_per_second: float, seconds
             log.megabytes.append((time.perf_counter() - start, sum(memory_mb("VmRSS", pid) for pid in pids)))
             await asyncio.sleep(min(5.0, seconds / 40))
 
+    def stopped(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:  # a process is gone that should not be
+            log.unexpected[f"a process died: {task.exception()!r}"] += 1
+
     watching = asyncio.create_task(watch())
+    watching.add_done_callback(stopped)
     running = set()
     for visit in itertools.cycle(visits):
         due += rng.exponential(1 / rate)
@@ -143,7 +149,10 @@ def port_of(server: subprocess.Popen[bytes], said: Path) -> int:
 def report(log: Log, minutes: float, most_growth: float, most_slower: float) -> list[str]:
     """Print what was seen and return what was wrong."""
     print("answers by status:", dict(sorted(log.statuses.items())))
+    wrong = [f"{count} times {what}" for what, count in log.unexpected.items()]
     settled = [point for point in log.megabytes if point[0] > minutes * 60 / 4]  # buffers fill first
+    if len(settled) < 2:  # a process died, as was said
+        return wrong
     slope = float(np.polyfit(*np.array(settled).T, 1)[0]) * 60
     print(
         f"memory: {settled[0][1]:.0f} MB after a quarter, {settled[-1][1]:.0f} MB at the end, {slope:+.2f} MB a minute"
@@ -152,7 +161,6 @@ def report(log: Log, minutes: float, most_growth: float, most_slower: float) -> 
     parts = [[s for at, s in log.latencies if third * i <= at < third * (i + 1)] for i in (0, 2)]
     first, last = (float(np.percentile(part, 99)) * 1000 for part in parts)
     print(f"99th percentile: first third {first:.0f} ms, last third {last:.0f} ms")
-    wrong = [f"{count} times {what}" for what, count in log.unexpected.items()]
     if slope > most_growth:
         wrong.append(f"memory grows by {slope:.2f} MB a minute")
     if last > most_slower * first + 100:
