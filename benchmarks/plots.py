@@ -63,7 +63,7 @@ def bars(axes: Any, names: Sequence[str], values: Sequence[float], label: str) -
 def cpu(figure: Any) -> None:
     """Tokens a second, of polyvec's, on three instruction sets, and peak memory."""
     axes = figure.subplots(1, 4)
-    (amx,), (vnni,), (avx2,) = (tables(f"2026-11-{day}.md") for day in ("26-cpu-amx", "24-cpu-vnni", "24-cpu-avx2"))
+    amx, vnni, avx2 = (tables(f"2026-11-{day}.md")[0] for day in ("26-cpu-amx", "24-cpu-vnni", "24-cpu-avx2"))
     bars(axes[0], amx.names, amx.column("tokens/s"), "tokens/s, polyvec is 1 (AMX)")
     bars(axes[1], amx.names, amx.column("peak MB"), "peak MB (AMX)")
     bars(axes[2], vnni.names, vnni.column("tokens/s"), "tokens/s, polyvec is 1 (AVX-512 VNNI)")
@@ -100,12 +100,12 @@ def scaling(figure: Any) -> None:
 def mixed_tasks(figure: Any) -> None:
     """Time of a batch over that without adapters."""
     axes = figure.subplots()
-    (table,) = tables("2026-11-25-mixed-tasks.md")
+    table = tables("2026-11-26-cpu-amx.md")[1]
     kinds = table.head[1:]
     for i, row in enumerate(table.rows):
-        places = [j + 0.4 * i for j in range(len(kinds))]
-        axes.bar(places, [float(cell) for cell in row[1:]], width=0.35, label=row[0])
-    axes.set_xticks([j + 0.2 for j in range(len(kinds))], kinds)
+        places = [j + 0.2 * i for j in range(len(kinds))]
+        axes.bar(places, [float(cell) for cell in row[1:]], width=0.18, label=row[0])
+    axes.set_xticks([j + 0.3 for j in range(len(kinds))], kinds)
     axes.set(ylabel="time, no adapters is 1")
     axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
 
