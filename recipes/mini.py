@@ -57,7 +57,7 @@ from polyvec.text.tokenizer import Tokenizer
 from polyvec.training.adapters import switch_dropout_off
 from polyvec.training.checkpoint import Checkpoint
 from polyvec.training.distill import StaticStudent, co_occurrence_table, distillation_loss, grow
-from polyvec.training.loop import Schedule, fast_short_texts, train
+from polyvec.training.loop import Schedule, train, training_kernels
 from polyvec.training.own_adapter import ADAPTERS
 from polyvec.training.run import Run
 from polyvec.training.stages import run_stage
@@ -303,7 +303,7 @@ def distil(
 
     def embed(ids: Tensor, cu_seqlens: Tensor, longest: int) -> Tensor:
         no_task = torch.full((len(cu_seqlens) - 1,), NO_ADAPTER, device=ids.device)
-        with torch.autocast("cuda", torch.bfloat16, enabled=bf16) if on_gpu else fast_short_texts(bf16=bf16):
+        with training_kernels(ids.device, bf16=bf16):
             states = encoder(ids, cu_seqlens, no_task, max_seqlen=longest, adapters=(NO_ADAPTER,))
             return mean_pool(states, cu_seqlens)
 

@@ -16,7 +16,7 @@ from polyvec.model.encoder import Attention, Encoder
 from polyvec.model.pooling import mean_pool
 from polyvec.tasks import resolve_task
 from polyvec.text.tokenizer import Tokenizer
-from polyvec.training.loop import fast_short_texts
+from polyvec.training.loop import training_kernels
 from polyvec.training.utilisation import Work
 
 
@@ -74,11 +74,7 @@ class TextEncoder:
         )
         if torch.is_grad_enabled():
             self.work.add(self.encoder.config, np.diff(part.cu_seqlens).tolist(), trains_base=self._trains_base)
-        with (
-            fast_short_texts(bf16=self.bf16)
-            if device.type == "cpu"
-            else torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
-        ):
+        with training_kernels(device, bf16=self.bf16):
             states = self.encoder(input_ids, cu_seqlens, task_ids, max_seqlen=part.max_seqlen, adapters=part.adapters)
             return mean_pool(states, cu_seqlens)
 

@@ -153,12 +153,17 @@ def _sigterm(*, catch: bool) -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def fast_short_texts(*, bf16: bool) -> Iterator[None]:
-    """Run what is inside with the CPU kernels that train texts of up to about 128 tokens fastest.
+def training_kernels(device: torch.device, *, bf16: bool) -> Iterator[None]:
+    """Run what is inside with the kernels that train short texts fastest on ``device``.
 
-    ``bf16`` multiplies in bfloat16, which pays where the processor has instructions for it (AVX-512 BF16, AMX) and
-    costs a hundredfold elsewhere. Attention keeps its T x T scores: the backward pass of the fused kernel takes a
-    third of a step at these lengths (measured 2026-11-24 on two cores: 2,200 tokens/s fused, 3,300 so).
+    ``bf16`` multiplies in bfloat16, which pays on a GPU and on a processor with instructions for it (AVX-512 BF16,
+    AMX), and costs a hundredfold on others. On a CPU attention keeps its T x T scores: the backward pass of the fused
+    kernel takes a third of a step of texts of up to about 128 tokens (measured 2026-11-24 on two cores: 2,200 tokens/s
+    fused, 3,300 so).
     """
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), sdpa_kernel(SDPBackend.MATH):
-        yield
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        if device.type == "cpu":
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        else:
+            yield
