@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +34,12 @@ class Batch:
     def lengths(self) -> NDArray[np.int32]:
         return np.diff(self.cu_seqlens)
 
-    @property
+    @cached_property
     def max_seqlen(self) -> int:
         """Tokens of the longest text."""
         return int(self.lengths.max())
 
-    @property
+    @cached_property
     def adapters(self) -> list[int]:
         """Every task id once."""
         found: list[int] = np.unique(self.task_ids).tolist()
