@@ -26,8 +26,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -152,7 +153,8 @@ def targets(
     own = np.flatnonzero(rows == np.arange(len(rows)))
     is_english = np.array(table["lang"].to_pylist())[own] == "en"
     english = [every[i] for i in own[is_english]]
-    with ThreadPoolExecutor() as pool:  # one tokenises while the device computes for another
+    # Each in a process of its own: most of their time is tokenising, in Python, under one lock a process.
+    with ProcessPoolExecutor(len(teachers), mp_context=get_context("spawn")) as pool:
         opinions = [pool.submit(sentence_teacher, folder, english, device()) for folder in teachers]
         spoken = MultilingualTeacher(multilingual, device()).encode([every[i] for i in own])
         found = [opinion.result() for opinion in opinions]
