@@ -78,3 +78,26 @@ def plan_batches(lengths: Sequence[int], *, batch_tokens: int) -> list[list[int]
             batches.append([i])
             longest = lengths[i]
     return batches
+
+
+def plan_by_adapter(
+    lengths: Sequence[int], adapters: Sequence[int], *, batch_tokens: int, least_tokens: int
+) -> list[list[int]]:
+    """Return batches as ``plan_batches`` does, each of one adapter; what is left of each of them, batches of fewer than
+    ``least_tokens``, shares batches of any. ``adapters`` are ids by text, the base's included."""
+    own: list[list[int]] = []
+    rest: list[int] = []
+    for adapter in sorted(set(adapters)):
+        members = [i for i, other in enumerate(adapters) if other == adapter]
+        for batch in _plan_members(members, lengths, batch_tokens):
+            if sum(lengths[i] for i in batch) >= least_tokens:
+                own.append(batch)
+            else:
+                rest += batch
+    batches = own + _plan_members(sorted(rest), lengths, batch_tokens)
+    return sorted(batches, key=lambda batch: -lengths[batch[0]])
+
+
+def _plan_members(members: Sequence[int], lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    batches = plan_batches([lengths[i] for i in members], batch_tokens=batch_tokens)
+    return [[members[i] for i in batch] for batch in batches]
