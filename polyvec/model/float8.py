@@ -9,7 +9,6 @@ Shape letters: N packed tokens, I and O inner widths, A adapters, R rank.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polyvec.errors import InputError
@@ -83,8 +82,3 @@ def to_float8_layers(encoder: Encoder) -> None:
         for path, module in list(layers.named_modules()):
             if isinstance(module, AdaptedLinear):
                 layers.set_submodule(path, Float8Linear(module))
-
-
-def smallest_cosine(left: Tensor, right: Tensor) -> float:
-    """Return the smallest cosine between vectors (B, D) and (B, D)."""
-    return float(F.cosine_similarity(left.float(), right.float(), dim=-1).min())

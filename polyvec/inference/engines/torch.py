@@ -15,6 +15,7 @@ from torch import Tensor
 from polyvec.errors import InputError
 from polyvec.inference.batching import Batch, split_by_adapter
 from polyvec.inference.engines.graphs import Graphs
+from polyvec.inference.quantize import smallest_cosine
 from polyvec.inference.threads import usable_cores
 from polyvec.model import float8
 from polyvec.model.encoder import Encoder
@@ -154,7 +155,7 @@ class TorchEngine:
         probe = Batch.of(rows, [adapters[i % len(adapters)] for i in range(len(rows))])
         want = self.pool(probe)
         float8.to_float8_layers(self._encoder)
-        found = float8.smallest_cosine(torch.from_numpy(want), torch.from_numpy(self.pool(probe)))
+        found = smallest_cosine(want, self.pool(probe))
         if not found >= SMALLEST_COSINE:
             raise InputError(
                 f"dtype 'float8' must keep a cosine of {SMALLEST_COSINE} to {self.dtype}, got {found:.5f} with these "
