@@ -124,9 +124,56 @@ def training(figure: Any) -> None:
         axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
 
 
+def gpu(figure: Any) -> None:
+    """An H100: tokens a second at 512 tokens, what adapters cost, one short text."""
+    left, middle, right = figure.subplots(1, 3)
+    rate, tasks, latency = tables("2026-11-26-gpu.md")
+    bars(
+        left,
+        [row[1] for row in rate.rows],
+        [float(row[4]) for row in rate.rows],
+        "tokens/s, transformers is 1 (512 tokens)",
+    )
+    names = [f"{row[0]}, {row[1]}" for row in tasks.rows if row[1] != "none"]
+    bars(middle, names, [float(row[2]) for row in tasks.rows if row[1] != "none"], "time, no adapters is 1")
+    none = Table(latency.head, [row for row in latency.rows if row[1] == "none"])
+    bars(right, none.names, none.column("median"), "ms, one text of 16 tokens")
+
+
+def serving(figure: Any) -> None:
+    """Throughput beside peers, by length of text, and of the engine alone."""
+    axes = figure.subplots(1, 4)
+    compared, _, alone, _ = tables("2026-11-26-serving.md")
+    for i, mix in enumerate(("short", "mixed", "long")):
+        rows = [row[2:] for row in compared.rows if row[:2] == [mix, "16"]]
+        own = Table(compared.head[2:], rows)
+        names = [
+            name.replace(" + ", "\n").replace("polyvec, five tasks and none in turn", "polyvec, all tasks")
+            for name in own.names
+        ]
+        bars(axes[i], names, own.column("tokens/s"), f"tokens/s, polyvec is 1 ({mix}, 16 clients)")
+    one = Table(alone.head, [row for row in alone.rows if row[1:3] == ["1", "none"]])
+    for i, kind in enumerate(("same cores", "a core for the engine")):
+        places = [j + 0.4 * i for j in range(len(one.rows))]
+        axes[3].barh(places, one.column(kind), height=0.35, label=kind)
+    axes[3].set_yticks([j + 0.2 for j in range(len(one.rows))], one.names)
+    axes[3].invert_yaxis()
+    axes[3].set_xlabel("% of encode alone (64 clients)")
+    axes[3].legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+
+
+def batch(figure: Any) -> None:
+    """A job in one process and on Ray, and beside Ray Data with sentence-transformers."""
+    left, right = figure.subplots(1, 2)
+    alone, beside = tables("2026-11-25-batch.md")
+    bars(left, [f"polyvec, {name}" for name in alone.names], alone.column("rows/s"), "texts/s, 13 tokens each, 100,000")
+    bars(right, beside.names, beside.column("rows/s"), "texts/s, with the start, 20,000")
+
+
 #: Width and height in inches.
 PICTURES: dict[Callable[[Any], None], tuple[float, float]] = {
-    cpu: (19, 2.6), large: (15, 2.6), scaling: (15, 3.6), mixed_tasks: (7, 3), training: (13, 2.6),
+    cpu: (19, 2.6), large: (15, 2.6), gpu: (17, 3), scaling: (15, 3.6), mixed_tasks: (7, 3), training: (13, 2.6),
+    serving: (19, 2.6), batch: (14, 2.4),
 }  # fmt: skip
 
 

@@ -48,7 +48,7 @@ from polyvec.text.chunking import Span
 from polyvec.text.tokenizer import Encoding, Tokenizer
 
 _T = TypeVar("_T")
-ENGINES = ("auto", "onnx", "onnx-int8", "torch")
+ENGINES = ("auto", "onnx", "onnx-int8", "torch", "torch-float8")
 _RANGES_FILE = "int8_ranges.json"
 _BLOCK_TEXTS = 1024  # sorted by length together; more gains under 2 % (padding), fewer costs streams nothing
 _BLOCK_CHARACTERS = 2_000_000  # a block of giant texts ends early, so that a stream's memory stays bounded
@@ -108,8 +108,9 @@ class Embedder:
     """A model ready to embed.
 
     ``model`` is None for polyvec-mini, which is inside the package, a folder, or a hub name. ``engine`` is ``onnx``,
-    ``onnx-int8``, ``torch``, or ``auto``: ONNX where the folder holds a graph and no other ``device`` is asked for,
-    and of its two graphs the one that a short run finds faster on this machine; or an open ``Engine`` of this model.
+    ``onnx-int8``, ``torch``, ``torch-float8`` (on GPUs that multiply 8-bit floats, refused where it moves the vectors),
+    or ``auto``: ONNX where the folder holds a graph and no other ``device`` is asked for, and of its two graphs the one
+    that a short run finds faster on this machine; or an open ``Engine`` of this model.
     ``threads`` bounds the CPU threads of ONNX Runtime.
     Raises ``WeightsError`` for a model that does not load whole.
     """
@@ -420,8 +421,10 @@ class Embedder:
             from polyvec.inference.engines.torch import TorchEngine
             from polyvec.model.weights import load_encoder
         except ImportError as error:
-            raise MissingExtraError.of("engine 'torch'", "torch") from error
-        return TorchEngine(load_encoder(self.folder), device=device)
+            raise MissingExtraError.of(f"engine {engine!r}", "torch") from error
+        return TorchEngine(
+            load_encoder(self.folder), device=device, dtype="float8" if engine == "torch-float8" else None
+        )
 
 
 def _check_finite(vectors: NDArray[np.float32], numbers: Sequence[int]) -> None:
