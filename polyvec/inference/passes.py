@@ -85,15 +85,20 @@ class Passes:
             bounds = (batch_tokens or fastest, self._fitting_tokens)
             most = min(bound for bound in bounds if bound is not None)
             if engine.own_pass_tokens is None:
-                return plan_batches(lengths, batch_tokens=most)
-            adapters = [row.adapter_id for row in rows]
-            return plan_by_adapter(lengths, adapters, batch_tokens=most, least_tokens=engine.own_pass_tokens)
+                return plan_batches(lengths, batch_tokens=most, padded=engine.pads)
+            return plan_by_adapter(
+                lengths,
+                [row.adapter_id for row in rows],
+                batch_tokens=most,
+                least_tokens=engine.own_pass_tokens,
+                padded=engine.pads,
+            )
 
         fewest = _PASSES_A_LANE * engine.lanes
         if engine.lanes > 1 and len(lengths) >= fewest:
             found = plans(engine.lane_tokens)
             # A long row is enough work for all cores, and takes memory that is not there for every lane.
-            small = [len(plan) * lengths[plan[0]] <= engine.batch_tokens for plan in found]
+            small = [_size(plan, lengths, engine) <= engine.batch_tokens for plan in found]
             if sum(small) >= fewest:
                 aside = [plan for plan, is_small in zip(found, small, strict=True) if is_small]
                 return aside, [plan for plan, is_small in zip(found, small, strict=True) if not is_small]
@@ -114,10 +119,16 @@ class Passes:
                 MachineWarning,
                 stacklevel=2,
             )
-        self._fitting_tokens = max(lengths) * ((len(plan) + 1) // 2)
+        half = plan[: (len(plan) + 1) // 2]
+        self._fitting_tokens = _size(half, [len(row.input_ids) for row in rows], engine)
         middle = len(plan) // 2
         halves = (plan[:middle], plan[middle:])
         return [output for half in halves for output in self._halving(engine, rows, half, states)]
+
+
+def _size(plan: Sequence[int], lengths: Sequence[int], engine: Engine) -> int:
+    """Return the tokens that an engine computes in a pass."""
+    return len(plan) * lengths[plan[0]] if engine.pads else sum(lengths[i] for i in plan)
 
 
 def run_pass(engine: Engine, rows: Sequence[TokenRow], *, states: bool) -> Outputs:

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from polyvec.errors import InputError
+from polyvec.model.activation import gelu
 from polyvec.model.attention import Packing, packed_attention, runs_varlen
 from polyvec.model.config import ModelConfig
 from polyvec.model.lora import Adapted, AdaptedEmbedding, AdaptedLinear, adapter_gate
@@ -82,7 +83,7 @@ class FeedForward(nn.Module):
         self.fc2 = _linear(config, config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
-        states: Tensor = self.fc2(F.gelu(self.fc1(x, gate)), gate)
+        states: Tensor = self.fc2(gelu(self.fc1(x, gate)), gate)
         return states
 
 

@@ -4,9 +4,9 @@ The adapters of a layer are stacked: A tasks of rank R give A*R columns. A gate 
 row's task and closes the others, so ``y = x W^T + b + ((x A^T) * gate) B^T`` is exact for any mix of tasks, without a
 loop over tasks and without building a task's full weight. The gate also carries the scale alpha / rank.
 
-For inference on a GPU the factors are laid out once as its matrix kernels want them (``AdaptedLinear.freeze``): C
-columns, A*R and as many of zeros as fill their step, and the second factor beside the weight, so that ``y`` is written
-once: ``y = [x, (x A^T) * gate] [W, B]^T + b``.
+On a GPU there are C columns, A*R and as many of zeros as fill a step of its matrix kernels. For inference the factors
+are laid out once (``AdaptedLinear.freeze``), the second beside the weight, so that ``y`` is written once:
+``y = [x, (x A^T) * gate] [W, B]^T + b``.
 
 Shape letters: N packed tokens, I and O inner widths, A adapters, R rank, C columns, V vocabulary, D width.
 """
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_COLUMN_STEP = 64  # of 16-bit numbers a cache line, and what a kernel takes at a time; odd rows fall to slow ones
+_GPU_STEP = 64  # of 16-bit numbers a cache line, and what a kernel takes at a time; odd rows fall to slow ones
 
 
 def adapter_gate(task_ids: Tensor, num_adapters: int, rank: int, scale: float, dtype: torch.dtype) -> Tensor:
@@ -31,6 +31,11 @@ def adapter_gate(task_ids: Tensor, num_adapters: int, rank: int, scale: float, d
     adapters = torch.arange(num_adapters, device=task_ids.device)
     gate = (task_ids.unsqueeze(-1) == adapters).to(dtype) * scale  # (N, A)
     return gate.repeat_interleave(rank, dim=-1)
+
+
+def column_step(device: torch.device) -> int:
+    """Return what the number of columns is filled up to a multiple of."""
+    return _GPU_STEP if device.type == "cuda" else 1
 
 
 def low_rank_columns(x: Tensor, gate: Tensor, first: Tensor) -> Tensor:
@@ -104,26 +109,32 @@ class AdaptedLinear(Adapted):
 
     @torch.no_grad()
     def freeze(self) -> None:
-        """Keep the adapters in the form that a GPU multiplies fast, until ``train`` or a load of other numbers.
+        """Keep the adapters as a GPU multiplies them fast, until ``train`` or a load of other numbers.
 
         Merging need not drop it: while an adapter is merged no row has a gate, and ``unmerge`` restores every bit.
         """
-        first, second = self.factors()
-        padding = -len(first) % _COLUMN_STEP
-        self.frozen_first = F.pad(first, (0, 0, 0, padding))
-        second = F.pad(second, (0, padding))
+        first, second = self._padded_factors(_GPU_STEP)
+        self.frozen_first = first
         self.frozen_second = torch.cat((self.weight, second), dim=1) if self._is_extended else second
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return the stacked factors, (C, I) and (O, C)."""
         if self.frozen_first is None or self.frozen_second is None:
-            return self.lora_A.flatten(0, 1), self.lora_B.transpose(0, 1).flatten(1)
+            return self._padded_factors(column_step(self.weight.device))
         return self.frozen_first, self.frozen_second[:, -len(self.frozen_first) :]
 
     @property
     def num_columns(self) -> int:
         """C."""
-        return len(self.factors()[0])
+        if self.frozen_first is not None:
+            return len(self.frozen_first)
+        columns = self.lora_A.shape[0] * self.lora_A.shape[1]
+        return columns + -columns % column_step(self.weight.device)
+
+    def _padded_factors(self, step: int) -> tuple[Tensor, Tensor]:
+        first, second = self.lora_A.flatten(0, 1), self.lora_B.transpose(0, 1).flatten(1)
+        padding = -len(first) % step
+        return (F.pad(first, (0, 0, 0, padding)), F.pad(second, (0, padding))) if padding else (first, second)
 
     @property
     def _is_extended(self) -> bool:

@@ -69,6 +69,7 @@ class _Facts:
     lanes: int
     lane_tokens: int
     own_pass_tokens: int | None
+    pads: bool
     leaves_host: bool
 
 
@@ -151,6 +152,7 @@ class _WorkerLane:
     batch_tokens: int
     lane_tokens: int
     own_pass_tokens: int | None
+    pads: bool
     leaves_host: bool
     lanes: int = 1
 
@@ -180,7 +182,7 @@ class WorkerEngine:
         facts = self._last.facts
         self.config, self.name, self.batch_tokens = facts.config, facts.name, facts.batch_tokens
         self.lanes, self.lane_tokens = facts.lanes, facts.lane_tokens
-        self.own_pass_tokens, self.leaves_host = facts.own_pass_tokens, facts.leaves_host
+        self.own_pass_tokens, self.pads, self.leaves_host = facts.own_pass_tokens, facts.pads, facts.leaves_host
         self._lane = _WorkerLane(
             self,
             facts.config,
@@ -188,6 +190,7 @@ class WorkerEngine:
             facts.lane_tokens,
             facts.lane_tokens,
             facts.own_pass_tokens,
+            facts.pads,
             facts.leaves_host,
         )
         self._keeper = threading.Thread(target=self._keep_alive, name="worker-keeper", daemon=True)
@@ -287,6 +290,7 @@ def _work(connection: Connection[Any, Any], settings: WorkerSettings) -> None:
         engine.lanes,
         lane.batch_tokens,
         engine.own_pass_tokens,
+        engine.pads,
         engine.leaves_host,
     )
     connection.send(facts)

@@ -68,6 +68,7 @@ def test_packed_bfloat16_keeps_the_vectors(
         assert smallest_cosine(engine.pool(batch), exact.pool(batch)) > 0.999
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
 def test_a_pass_never_waits_for_the_device() -> None:
     encoder = small_encoder().to("cuda", torch.bfloat16)
     batch = batch_of([5, 7, 100], [0, 1])

@@ -118,7 +118,7 @@ class Beside:
     def __init__(self, embedder: Embedder, told: list[str], tokenised: threading.Semaphore) -> None:
         self.inner, self.config, self.name = embedder.engine, embedder.config, "beside"
         self.batch_tokens = self.lane_tokens = 1024
-        self.lanes, self.lane, self.own_pass_tokens, self.leaves_host = 1, self, None, True
+        self.lanes, self.lane, self.own_pass_tokens, self.pads, self.leaves_host = 1, self, None, True, True
         self.told, self.tokenised = told, tokenised
 
     def pool(self, batch: Batch) -> np.ndarray:

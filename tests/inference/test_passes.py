@@ -26,7 +26,7 @@ class Summing:
         self.config, self.name, self.lanes, self.batch_tokens, self.before = config, "sum", lanes, WHOLE_TOKENS, before
         self.lane, self.lane_tokens = self, LANE_TOKENS
         self.own_pass_tokens: int | None = None
-        self.leaves_host = False
+        self.pads, self.leaves_host = True, False
         self.adapters: list[list[int]] = []  # of each batch
         self.batches: list[int] = []  # tokens of each
 
@@ -111,6 +111,16 @@ def test_an_engine_that_wants_it_gets_passes_of_one_adapter_and_what_is_left_tog
     whole.own_pass_tokens, whole.adapters, lane.adapters = None, [], []
     check(rows, whole)
     assert all(len(adapters) > 1 for adapters in whole.adapters + lane.adapters)
+
+
+def test_an_engine_that_pads_nothing_gets_as_many_tokens_as_it_asks_for(embedder: Embedder) -> None:
+    whole, _ = summing(embedder, 1)
+    rows = rows_of(20, *[1] * 60)
+    check(rows, whole)
+    assert whole.batches == [21, 40, 19]  # two rows of twenty tokens, padding included
+    whole.pads, whole.batches = False, []
+    check(rows, whole)
+    assert whole.batches == [40, 40]
 
 
 def test_what_fits_into_no_lane_has_the_memory_for_itself(embedder: Embedder) -> None:

@@ -92,6 +92,7 @@ def test_flash_attention_is_one_step_of_what_is_compiled(monkeypatch: pytest.Mon
             engine.pool(batch_of(lengths, -1)), engine.pool(batch_of(lengths, 2))
     assert len(steps) == 2  # without adapters and with
     assert all(sum("_varlen_attn" in step for step in found) == 1 for found in steps)
+    assert all(sum("polyvec" in step and "gelu" in step for step in found) == 1 for found in steps), steps
 
 
 MIXED = ([9, 30, 4, 4, 12, 7, 2], [0, -1, 0, 3, 3, 4, -1])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from polyvec.errors import InputError, WeightsError
+from polyvec.model import lora
 from polyvec.model.config import ModelConfig, tiny
 from polyvec.model.encoder import Encoder
 from polyvec.model.lora import AdaptedEmbedding, AdaptedLinear, adapter_gate
@@ -120,6 +121,20 @@ def test_a_frozen_layer_has_columns_of_whole_cache_lines_and_the_same_products(s
     got = layer(x, torch.nn.functional.pad(gate, (0, 60)))
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-6)
     assert torch.equal(layer(x, None), torch.nn.functional.linear(x, layer.weight, layer.bias))
+
+
+def test_columns_filled_up_for_a_gpu_keep_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, cu_seqlens = packed(LENGTHS)
+    gradients = []
+    for step in (1, 64):
+        monkeypatch.setattr(lora, "column_step", lambda _, step=step: step)
+        encoder = random_encoder(tiny(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).train()
+        assert encoder.layers[0].mlp.fc1.num_columns == max(20, step)  # type: ignore[union-attr]
+        encoder(ids, cu_seqlens, torch.tensor(TASKS)).square().mean().backward()
+        gradients.append({name: p.grad for name, p in encoder.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
 
 
 def test_frozen_adapters_are_dropped_by_training_and_by_other_weights() -> None:

@@ -27,8 +27,8 @@ class Engine(Protocol):
     first asked for; ``lane_tokens`` is its ``batch_tokens``, known before.
 
     ``own_pass_tokens`` is the number of tokens of one adapter from which on a pass of its own is cheaper than a share
-    of a mixed one, or None where mixed passes cost no more. ``leaves_host`` says that a device computes, beside which
-    the host has time for other work.
+    of a mixed one, or None where mixed passes cost no more. ``pads`` says that a pass computes every text to the length
+    of the longest, ``leaves_host`` that a device computes, beside which the host has time for other work.
     """
 
     config: ModelConfig
@@ -37,6 +37,7 @@ class Engine(Protocol):
     lanes: int
     lane_tokens: int
     own_pass_tokens: int | None
+    pads: bool
     leaves_host: bool
 
     @property

@@ -32,6 +32,7 @@ class OnnxEngine:
     """
 
     own_pass_tokens: int | None = None
+    pads = True
     leaves_host = False
 
     def __init__(self, path: str | Path, config: ModelConfig, *, threads: int | None = None) -> None:
