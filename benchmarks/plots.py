@@ -125,19 +125,35 @@ def training(figure: Any) -> None:
 
 
 def gpu(figure: Any) -> None:
-    """An H100: tokens a second at 512 tokens, what adapters cost, one short text."""
-    left, middle, right = figure.subplots(1, 3)
-    rate, tasks, latency = tables("2026-11-26-gpu.md")
-    bars(
-        left,
-        [row[1] for row in rate.rows],
-        [float(row[4]) for row in rate.rows],
-        "tokens/s, transformers is 1 (512 tokens)",
-    )
-    names = [f"{row[0]}, {row[1]}" for row in tasks.rows if row[1] != "none"]
-    bars(middle, names, [float(row[2]) for row in tasks.rows if row[1] != "none"], "time, no adapters is 1")
-    none = Table(latency.head, [row for row in latency.rows if row[1] == "none"])
-    bars(right, none.names, none.column("median"), "ms, one text of 16 tokens")
+    """An H200: tokens a second by lengths, what five tasks cost, and where the time of a pass goes."""
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.4))
+    rate, tasks, job, _, kernels, *_ = tables("2026-11-26-gpu.md")
+    mixes = list(dict.fromkeys(rate.names))
+    for i, system in enumerate(("polyvec, compiled", "polyvec, eager")):
+        values = [float(row[4]) for row in rate.rows if row[1] == system]
+        left.barh([j + 0.4 * i for j in range(len(mixes))], values, height=0.35, label=system)
+    left.set_yticks([j + 0.2 for j in range(len(mixes))], mixes)
+    left.invert_yaxis()
+    left.axvline(1, color=THEIRS)
+    left.set_xlabel("tokens/s, transformers is 1")
+    left.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+    named = [
+        (f"{row[0]}, {texts} texts", row[4])
+        for table, texts in ((tasks, 1024), (job, 8192))
+        for row in table.rows
+        if row[1] == "five"
+    ]
+    bars(middle, [name for name, _ in named], [float(value) for _, value in named], "time of five tasks, none is 1")
+    columns = kernels.head[1:]
+    starts = [0.0] * len(columns)
+    for row in kernels.rows[:-1]:
+        values = [0.0 if cell == "-" else float(cell) for cell in row[1:]]
+        right.barh(range(len(columns)), values, left=starts, label=row[0])
+        starts = [start + value for start, value in zip(starts, values, strict=True)]
+    right.set_yticks(range(len(columns)), columns)
+    right.invert_yaxis()
+    right.set_xlabel("ms of 16,384 tokens")
+    right.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def serving(figure: Any) -> None:
@@ -172,7 +188,7 @@ def batch(figure: Any) -> None:
 
 #: Width and height in inches.
 PICTURES: dict[Callable[[Any], None], tuple[float, float]] = {
-    cpu: (19, 2.6), large: (15, 2.6), gpu: (17, 3), scaling: (15, 3.6), mixed_tasks: (7, 3), training: (13, 2.6),
+    cpu: (19, 2.6), large: (15, 2.6), gpu: (19, 3), scaling: (15, 3.6), mixed_tasks: (7, 3), training: (13, 2.6),
     serving: (19, 2.6), batch: (14, 2.4),
 }  # fmt: skip
 
