@@ -81,19 +81,22 @@ def large(figure: Any) -> None:
 
 
 def scaling(figure: Any) -> None:
-    """Time against length, batch and adapters."""
-    left, middle, right = figure.subplots(1, 3)
+    """Time against length, batch, number of texts and adapters."""
+    first, second, third, fourth = figure.subplots(1, 4)
     length, batch, _, adapters = tables("2026-11-25-scaling.md")
+    texts = tables("2026-11-26-scaling.md")[0]
     for engine in ("onnx-int8", "onnx-float32", "torch-float32"):
-        left.plot(length.column("n"), length.column(f"{engine} ms"), marker="o", label=engine)
-    left.set(xscale="log", yscale="log", xlabel="tokens of one text", ylabel="ms a thousand tokens")
+        first.plot(length.column("n"), length.column(f"{engine} ms"), marker="o", label=engine)
+    first.set(xscale="log", yscale="log", xlabel="tokens of one text", ylabel="ms a thousand tokens")
     for engine in ("onnx-int8", "onnx-float32"):
-        middle.plot(batch.column("B"), batch.column(engine), marker="o", label=engine)
-    middle.set(xscale="log", xlabel="texts of 64 tokens in a batch", ylabel="ms a text", ylim=(0, None))
+        second.plot(batch.column("B"), batch.column(engine), marker="o", label=engine)
+    second.set(xscale="log", xlabel="texts of 64 tokens in a batch", ylabel="ms a text", ylim=(0, None))
+    third.plot(texts.column("texts"), texts.column("CPU ms"), marker="o", label="onnx-int8")
+    third.set(xscale="log", xlabel="texts of 12 tokens", ylabel="CPU ms a text", ylim=(0, None))
     for kind in ("batch names one", "names five", "names all"):
-        right.plot(adapters.column("resident"), adapters.column(kind), marker="o", label=kind.replace("batch ", ""))
-    right.set(xlabel="resident adapters", ylabel="time, one of five is 1", ylim=(0, None))
-    for axes in (left, middle, right):
+        fourth.plot(adapters.column("resident"), adapters.column(kind), marker="o", label=kind.replace("batch ", ""))
+    fourth.set(xlabel="resident adapters", ylabel="time, one of five is 1", ylim=(0, None))
+    for axes in (first, second, third, fourth):
         axes.legend(frameon=False)
 
 
@@ -188,7 +191,7 @@ def batch(figure: Any) -> None:
 
 #: Width and height in inches.
 PICTURES: dict[Callable[[Any], None], tuple[float, float]] = {
-    cpu: (19, 2.6), large: (15, 2.6), gpu: (19, 3), scaling: (15, 3.6), mixed_tasks: (7, 3), training: (13, 2.6),
+    cpu: (19, 2.6), large: (15, 2.6), gpu: (19, 3), scaling: (19, 3.6), mixed_tasks: (7, 3), training: (13, 2.6),
     serving: (19, 2.6), batch: (14, 2.4),
 }  # fmt: skip
 
