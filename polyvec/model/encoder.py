@@ -225,6 +225,8 @@ class Encoder(nn.Module):
     def freeze_adapters(self) -> None:
         """Lay the adapters out for inference on a GPU. Three of the four weights of a layer are then there twice,
         alone and beside their factors."""
+        if self.merged_task is not None:  # the second copy would hold that adapter for good
+            raise InputError(f"weights must be unmerged to be frozen, got adapter {self.merged_task}; call unmerge()")
         for module in self.layers.modules():
             if isinstance(module, AdaptedLinear):
                 module.freeze()

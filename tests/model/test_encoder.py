@@ -102,6 +102,8 @@ def test_frozen_adapters_give_the_same_states_and_are_no_part_of_the_model() -> 
     assert list(encoder.state_dict()) == list(plain.state_dict())
     assert sum(p.numel() for p in encoder.parameters()) == sum(p.numel() for p in plain.parameters())
     encoder.merge(2)
+    with pytest.raises(InputError, match="must be unmerged to be frozen, got adapter 2"):
+        encoder.freeze_adapters()
     encoder.unmerge()
     want = plain(ids, cu_seqlens, torch.tensor(TASKS))
     torch.testing.assert_close(encoder(ids, cu_seqlens, torch.tensor(TASKS)), want, atol=5e-6, rtol=0)

@@ -90,7 +90,7 @@ class TorchEngine:
         self.pads = not is_cuda  # attention alone, and nothing where there is its packed kernel
         if merged_task == "each":
             self._encoder.merge_beside()
-        if is_cuda:
+        if is_cuda and encoder.merged_task is None:
             self._encoder.freeze_adapters()
         self._graphs: Graphs | None = None
         if dtype == "float8":
