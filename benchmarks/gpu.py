@@ -1,13 +1,14 @@
 """Packed batches on a GPU beside what one would use instead, on the same random weights.
 
     python benchmarks/gpu.py                                        # the 570M shape, bfloat16, on CUDA
-    python benchmarks/gpu.py --sections rate latency --seconds 60   # a part of it
+    python benchmarks/gpu.py --sections rate latency --seconds 60 --out run.md   # a part of it, into a file too
     python benchmarks/gpu.py --shape tiny --device cpu              # that it runs
 
 Sections: ``rate`` (tokens/s by lengths and system), ``tasks`` (adapters in a batch), ``batch`` (rate and memory against
 the tokens of a pass), ``latency`` (one short text), ``texts`` (from strings, tokenised, beside sentence-transformers),
-``training`` (forward and backward). Each prints its markdown when it is done; one that fails says why, and the others
-go on. A section that has used up its ``--seconds`` leaves the rest out and says so.
+``training`` (forward and backward), ``kernels`` (what takes the time of a pass). Each line is written as soon as it is
+known; a section that fails says why, and the others go on. One that has used up its ``--seconds``, opening and
+compiling apart, leaves the rest out and says so; in ``rate`` each mix has its share, and one turn in any case.
 
 Token ids are random but in ``texts``. Peers get rows sorted by length and padded to the longest of a batch of the same
 budget of tokens, as their users do; polyvec packs. Outputs are compared before anything is timed; systems alternate;
@@ -18,8 +19,13 @@ rate of a copy, or do its operations at that peak, whichever is longer.
 The prediction for 512 tokens, 570M shape, bfloat16, on a chip of 800 TFLOP/s and 3 TB/s, by token and layer: products
 25.2 million operations, 35 ns at 90 % of the peak; attention 2.1 million, 6 ns at 350 TFLOP/s; 37 KB between fused
 kernels (rotation 8, two sums with layer norm 6 each, GELU 16), 12 ns. 24 layers and the ends: 1.3 microseconds for 0.65
-GFLOP, so 60 % of the peak. Adapters read each product's input again and its output twice (14 and 36 KB), 17 ns: a batch
-of mixed tasks would take 30 % longer.
+GFLOP, so 60 % of the peak. Uncompiled the bytes are rotation 28, sums and norms 20, GELU 16: 22 ns, so 52 %.
+
+Of adapters, bytes by token and layer: factors as they are stored read each product's input again, and copy, read and
+write its output, 88 KB, 30 ns, beside slow kernels for rows of 40 bytes: measured 48 ns, 47 % of an eager pass and 74 %
+of a compiled one. Laid out for the kernels, columns beside the rows of three products and an update in place of the
+fourth: 31 KB, 11 ns, 12 % and 16 %. In passes of one task with a copy of the layers for each: nothing but for what is
+left over, under 2,048 tokens of each task.
 """
 
 from __future__ import annotations
@@ -39,7 +45,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from unittest import mock
 
 import numpy as np
@@ -51,6 +57,7 @@ from polyvec.inference.batching import Batch, plan_batches
 from polyvec.inference.engines import torch as torch_engine
 from polyvec.inference.engines.torch import TorchEngine
 from polyvec.inference.passes import Passes, TokenRow
+from polyvec.inference.quantize import smallest_cosine
 from polyvec.model.config import ModelConfig, mini, tiny
 from polyvec.model.encoder import Encoder
 from polyvec.model.hub import resolve_model_folder
@@ -61,7 +68,7 @@ from polyvec.training.adapters import freeze_base, switch_dropout_off
 from polyvec.training.utilisation import Work, forward_flops, measured_peak
 
 SHAPES = {"570m": ModelConfig, "mini": mini, "tiny": tiny}
-MIXES = {"short": (16, 4096), "512": (512, 512), "log-normal": (None, 2048), "long": (8192, 32)}  # tokens, texts
+MIXES = {"log-normal": (None, 2048), "512": (512, 512), "long": (8192, 32), "short": (16, 4096)}  # tokens, texts
 Ids = list[np.ndarray]
 Embed = Callable[[Ids, Sequence[int]], np.ndarray]
 
@@ -89,9 +96,10 @@ class Bench:
         """Open ``eager``, ``compiled`` or another kind of engine; each has its own copy of the weights."""
         if name not in self._opened:
             kinds: dict[str, dict[str, Any]] = {
-                "eager": {"graphs": False},
-                "compiled": {"compiler": "inductor", "graphs": False},
-                "float8": {"compiler": "inductor", "graphs": False, "dtype": "float8"},
+                "eager": {"graphs": False, "merged_task": None},
+                "compiled": {"compiler": "inductor", "graphs": False, "merged_task": None},
+                "float8": {"compiler": "inductor", "graphs": False, "merged_task": None, "dtype": "float8"},
+                "eager, a copy a task": {"graphs": False, "merged_task": "each"},
                 "compiled, a copy a task": {"compiler": "inductor", "graphs": False, "merged_task": "each"},
                 "recorded": {"graphs": True},
                 "compiled and recorded": {"compiler": "inductor", "graphs": True},
@@ -106,7 +114,7 @@ class Bench:
         """Return those systems that open here; of others the reason is printed once."""
         found: dict[str, Embed] = {}
         for name in names:
-            if name in self._refused:
+            if name in self._refused or not self.is_wanted(name):
                 continue
             try:
                 if name.startswith("polyvec"):
@@ -117,6 +125,9 @@ class Bench:
                 self._refused.add(name)
                 say(f"{name} left out: {reason(error)}")
         return found
+
+    def is_wanted(self, name: str) -> bool:
+        return self.options.systems is None or name.removeprefix("polyvec, ") in self.options.systems
 
     @property
     def hf_folder(self) -> Path:
@@ -183,7 +194,7 @@ class Bench:
     def section(self, name: str) -> Iterator[None]:
         """Print a heading; give the section its seconds; a failure is printed and ends the section alone."""
         started = time.perf_counter()
-        self._deadline = started + self.options.seconds
+        self.restart()
         say(f"\n## {name}\n")
         try:
             yield
@@ -194,11 +205,23 @@ class Bench:
             torch.cuda.empty_cache()
         say(f"\n({name}: {time.perf_counter() - started:.0f} s)")
 
+    def restart(self) -> None:
+        """Give the section all its seconds from now on."""
+        self._deadline = time.perf_counter() + self.options.seconds
+
+    @contextmanager
+    def share(self, number: int, of: int) -> Iterator[None]:
+        """Give a part of a section an equal share of the seconds that are left."""
+        whole, now = self._deadline, time.perf_counter()
+        self._deadline = now + max(0.0, whole - now) / (of - number)
+        yield
+        self._deadline = whole
+
     def has_time(self, what: str) -> bool:
         """Whether the section's seconds are not used up; says what is left out otherwise."""
         if time.perf_counter() < self._deadline:
             return True
-        say(f"{what} left out: the section has used up its {self.options.seconds:.0f} s")
+        say(f"{what} left out: no time left of the section's {self.options.seconds:.0f} s")
         return False
 
     def wait(self) -> None:
@@ -225,37 +248,42 @@ class Bench:
 
 def rate(bench: Bench) -> None:
     ours = [f"polyvec, {kind}" for kind in ("eager", "compiled", "float8")]
-    names = [*ours, "transformers, sdpa", "transformers, flash_attention_2"]
-    systems = bench.systems(names)
+    systems = bench.systems([*ours, "transformers, sdpa", "transformers, flash_attention_2"])
+    for embed in systems.values():
+        embed(bench.rows([64] * 8), [NO_ADAPTER] * 8)  # compiles
+    bench.restart()
     say("| lengths | system | smallest cosine | tokens/s | of transformers' | of the peak | of the roofline | MB |")
     say("|---|---|---|---|---|---|---|---|")
-    for mix in bench.options.mixes:
-        if not bench.has_time(mix):
+    for number, mix in enumerate(bench.options.mixes):
+        with bench.share(number, len(bench.options.mixes)):
+            rate_of(bench, mix, systems)
+
+
+def rate_of(bench: Bench, mix: str, systems: dict[str, Embed]) -> None:
+    lengths = bench.lengths(mix)
+    rows, none = bench.rows(lengths), [NO_ADAPTER] * len(lengths)
+    vectors: dict[str, np.ndarray] = {}
+    memory: dict[str, str] = {}
+    for name, embed in systems.items():  # also the warm-up of every shape
+        try:
+            vectors[name], memory[name] = bench.peak_mb(partial(embed, rows, none))
+        except Exception as error:
+            say(f"{name} left out of {mix}: {reason(error)}")
+    runs: dict[str, list[float]] = {name: [] for name in vectors}
+    for repeat in range(bench.options.repeats):
+        if repeat and not bench.has_time(f"repeat {repeat + 1} of {mix}"):
             break
-        lengths = bench.lengths(mix)
-        rows, none = bench.rows(lengths), [NO_ADAPTER] * len(lengths)
-        vectors: dict[str, np.ndarray] = {}
-        memory: dict[str, str] = {}
-        for name, embed in list(systems.items()):  # also the warm-up of every shape
-            try:
-                vectors[name], memory[name] = bench.peak_mb(partial(embed, rows, none))
-            except Exception as error:
-                say(f"{name} left out of {mix}: {reason(error)}")
-        runs: dict[str, list[float]] = {name: [] for name in vectors}
-        for repeat in range(bench.options.repeats):
-            if repeat and not bench.has_time(f"repeat {repeat + 1} of {mix}"):
-                break
-            for name in runs:
-                runs[name].append(bench.seconds(partial(systems[name], rows, none)))
-        flops, bound = sum(forward_flops(bench.config, lengths)), bench.roofline(lengths)
-        middles = {name: statistics.median(own) for name, own in runs.items()}
-        theirs = middles.get("transformers, sdpa", float("nan"))
-        reference = vectors.get("polyvec, eager", next(iter(vectors.values())))
-        for name, middle in middles.items():
-            say(
-                f"| {mix} | {name} | {smallest_cosine(reference, vectors[name]):.5f} | {sum(lengths) / middle:,.0f} | "
-                f"{theirs / middle:.2f} | {flops / middle / bench.peak:.0%} | {bound / middle:.0%} | {memory[name]} |"
-            )
+        for name in runs:
+            runs[name].append(bench.seconds(partial(systems[name], rows, none)))
+    flops, bound = sum(forward_flops(bench.config, lengths)), bench.roofline(lengths)
+    middles = {name: statistics.median(own) for name, own in runs.items()}
+    theirs = middles.get("transformers, sdpa", float("nan"))
+    reference = vectors.get("polyvec, eager", next(iter(vectors.values())))
+    for name, middle in middles.items():
+        say(
+            f"| {mix} | {name} | {smallest_cosine(reference, vectors[name]):.5f} | {sum(lengths) / middle:,.0f} | "
+            f"{theirs / middle:.2f} | {flops / middle / bench.peak:.0%} | {bound / middle:.0%} | {memory[name]} |"
+        )
 
 
 def tasks(bench: Bench) -> None:
@@ -267,47 +295,57 @@ def tasks(bench: Bench) -> None:
         "one": [0] * len(rows),
         "five": [i % five for i in range(len(rows))],
     }
-    kinds_of_engine = ("eager", "compiled", "compiled, a copy a task", "float8")
-    say("| system | tasks in a batch | time, none is 1 |\n|---|---|---|")
-    for name, embed in bench.systems([f"polyvec, {kind}" for kind in kinds_of_engine]).items():
-        if not bench.has_time(name):
-            break
-        times: dict[str, list[float]] = {kind: [] for kind in kinds}
-        for repeat in range(bench.options.repeats + 1):
-            for kind, ids in kinds.items():
-                value = bench.seconds(partial(embed, rows, ids))
-                if repeat:  # the first warms up
-                    times[kind].append(value)
-        base = statistics.median(times["none"])
-        for kind, own in times.items():
-            say(f"| {name} | {kind} | {statistics.median(own) / base:.3f} |")
-        if name not in ("polyvec, eager", "polyvec, compiled"):
-            continue  # merges in another way, or cannot be merged
-        encoder = bench.engine(name.removeprefix("polyvec, "))._encoder
-        encoder.merge(0)
-        try:
-            embed(rows, kinds["one"])
-            own = [bench.seconds(partial(embed, rows, kinds["one"])) for _ in range(bench.options.repeats)]
-        finally:
-            encoder.unmerge()
-        say(f"| {name} | one, merged | {statistics.median(own) / base:.3f} |")
+    say("| system | tasks in a batch | smallest cosine | tokens/s | time, none is 1 |\n|---|---|---|---|---|")
+    want = packed(bench.engine("eager"))(rows, kinds["five"])
+    for name in ("eager", "eager, a copy a task", "compiled", "compiled, a copy a task", "float8"):
+        for system, embed in bench.systems([f"polyvec, {name}"]).items():
+            for ids in kinds.values():
+                embed(rows, ids)  # compiles
+            vectors = {kind: embed(rows, ids) for kind, ids in kinds.items()}
+            times: dict[str, list[float]] = {kind: [] for kind in kinds}
+            for _ in range(bench.options.repeats):
+                for kind, ids in kinds.items():
+                    times[kind].append(bench.seconds(partial(embed, rows, ids)))
+            base = statistics.median(times["none"])
+            if name in ("eager", "compiled"):  # others merge in another way, or cannot be merged
+                merged = partial(embed, rows, kinds["one"])
+                encoder = bench.engine(name)._encoder
+                encoder.merge(0)
+                try:
+                    merged()
+                    times["one, merged"] = [bench.seconds(merged) for _ in range(bench.options.repeats)]
+                finally:
+                    encoder.unmerge()
+            for kind, own in times.items():
+                middle = statistics.median(own)
+                told = f"{smallest_cosine(want, vectors[kind]):.5f}" if kind == "five" else "-"
+                say(f"| {system} | {kind} | {told} | {sum(lengths) / middle:,.0f} | {middle / base:.3f} |")
 
 
 def batch(bench: Bench) -> None:
-    length = bench.lengths("512")[0]
-    say("| system | tokens in a pass | tokens/s | of the peak | MB beside the weights |\n|---|---|---|---|---|")
-    for name in ("eager", "compiled", "float8") if bench.is_cuda else ("eager", "compiled"):
+    say("| system | tokens a text | tokens in a pass | tokens/s | of the peak | MB beside the weights |")
+    say("|---|---|---|---|---|---|")
+    names = [name for name in ("eager", "compiled", "float8") if bench.is_wanted(name)]
+    most = 65536 if bench.is_cuda else 2048
+    for name in names if bench.is_cuda else names[:2]:
         engine = bench.engine(name)
-        for count in (2, 4, 8, 16, 32, 64, 128) if bench.is_cuda else (2, 4):
-            if not bench.has_time(f"{name}, {count * length} tokens"):
-                break
-            one = Batch.of(bench.rows([length] * count), [NO_ADAPTER] * count)
-            _, memory = bench.peak_mb(partial(engine.pool, one))
-            calls = max(2, 128 // count)
-            seconds = bench.seconds(partial(again, partial(engine.pool, one), calls)) / calls
-            flops = sum(forward_flops(bench.config, [length] * count))
-            tokens = count * length
-            say(f"| {name} | {tokens} | {tokens / seconds:,.0f} | {flops / seconds / bench.peak:.0%} | {memory} |")
+        engine.pool(Batch.of(bench.rows([64] * 8), [NO_ADAPTER] * 8))  # compiles
+        bench.restart()
+        for length in (bench.lengths("512")[0], bench.lengths("long")[0]):
+            tokens = max(1024, length)
+            while tokens <= most and bench.has_time(f"{name}, texts of {length}, {tokens} tokens"):
+                count = tokens // length
+                one = Batch.of(bench.rows([length] * count), [NO_ADAPTER] * count)
+                try:
+                    _, memory = bench.peak_mb(partial(engine.pool, one))
+                    calls = max(2, most // tokens)
+                    seconds = bench.seconds(partial(again, partial(engine.pool, one), calls)) / calls
+                except Exception as error:
+                    say(f"{name}, texts of {length}, {tokens} tokens left out: {reason(error)}")
+                    break
+                used = sum(forward_flops(bench.config, [length] * count)) / seconds / bench.peak
+                say(f"| {name} | {length} | {tokens} | {tokens / seconds:,.0f} | {used:.0%} | {memory} |")
+                tokens *= 2
 
 
 def latency(bench: Bench) -> None:
@@ -334,9 +372,8 @@ def texts(bench: Bench) -> None:
     """From strings to vectors, tokenising included, as users call both libraries."""
     many = make_texts(bench.options.texts)
     calls: dict[str, Callable[[], np.ndarray]] = {}
-    for name in ("eager", "compiled"):
-        engine = bench.engine(name)
-        model = Embedder(bench.hf_folder, engine=engine)
+    for name in (name for name in ("eager", "compiled") if bench.is_wanted(name)):
+        model = Embedder(bench.hf_folder, engine=bench.engine(name))
         calls[f"polyvec, {name}"] = partial(model.encode, many)
     try:
         from sentence_transformers import SentenceTransformer
@@ -345,11 +382,14 @@ def texts(bench: Bench) -> None:
         calls["sentence-transformers"] = lambda: peer.encode(many, batch_size=64, normalize_embeddings=True)
     except Exception as error:
         say(f"sentence-transformers left out: {reason(error)}\n")
-    say("| system | smallest cosine | texts/s |\n|---|---|---|")
     vectors = {name: call() for name, call in calls.items()}
     ours = next(iter(vectors.values()))
-    for name, call in calls.items():
-        if bench.has_time(name):
+    prompts = [""] * len(many)
+    alone = bench.seconds(lambda: model.tokenizer.encode_batch(many, prompts, model.max_tokens))
+    say(f"Tokenising alone: {len(many) / alone:,.0f} texts/s.\n")
+    say("| system | smallest cosine | texts/s |\n|---|---|---|")
+    for number, (name, call) in enumerate(calls.items()):
+        if not number or bench.has_time(name):
             middle = statistics.median(bench.seconds(call) for _ in range(bench.options.repeats))
             say(f"| {name} | {smallest_cosine(ours, vectors[name]):.5f} | {len(many) / middle:,.0f} |")
 
@@ -412,14 +452,14 @@ def training(bench: Bench) -> None:
 
     say(f"{count} texts of {length} tokens a step.\n")
     say("| what learns | system | tokens/s | of the peak (MFU) | peak MB |\n|---|---|---|---|---|")
-    for trains_base in (False, True):
-        what = "whole model" if trains_base else "adapters"
-        kinds: dict[str, Callable[[], Callable[[], None]]] = {
-            "polyvec": partial(ours, trains_base=trains_base, compiled=False),
-            "transformers, sdpa": partial(theirs, trains_base=trains_base),
-            "polyvec, compiled": partial(ours, trains_base=trains_base, compiled=True),
-        }
-        for name, opened in kinds.items():
+    names = ("polyvec, eager", "transformers, sdpa", "polyvec, compiled")  # last what may take the longest to open
+    for name in filter(bench.is_wanted, names):
+        for trains_base in (False, True):
+            what = "whole model" if trains_base else "adapters"
+            if name == "transformers, sdpa":
+                opened = partial(theirs, trains_base=trains_base)
+            else:
+                opened = partial(ours, trains_base=trains_base, compiled=name.endswith("compiled"))
             if not bench.has_time(f"{what}, {name}"):
                 continue
             try:
@@ -440,6 +480,29 @@ def training(bench: Bench) -> None:
             say(f"| {what} | {name} | {work.tokens / middle:,.0f} | {used:.0%} | {memory} |")
 
 
+def kernels(bench: Bench) -> None:
+    """The dozen kernels that take the most of the device's time, by torch's profiler."""
+    length = bench.lengths("512")[0]
+    count = 32 if bench.is_cuda else 2
+    activity = torch.profiler.ProfilerActivity.CUDA if bench.is_cuda else torch.profiler.ProfilerActivity.CPU
+    five = len(bench.config.tasks)
+    for name in (name for name in ("eager", "compiled") if bench.is_wanted(name)):
+        for kind, ids in (("none", [NO_ADAPTER] * count), ("five", [i % five for i in range(count)])):
+            one = Batch.of(bench.rows([length] * count), ids)
+            engine = bench.engine(name)
+            for _ in range(2):
+                engine.pool(one)
+            with torch.profiler.profile(activities=[activity]) as profiler:
+                engine.pool(one)
+            found = profiler.key_averages()
+            spent = {e.key: (e.self_device_time_total if bench.is_cuda else e.self_cpu_time_total) for e in found}
+            calls, total = {e.key: e.count for e in found}, sum(spent.values())
+            say(f"\n{name}, tasks: {kind}, {count * length} tokens, {total / 1e3:.1f} ms in kernels\n")
+            say("| kernel | calls | ms | share |\n|---|---|---|---|")
+            for key in sorted(spent, key=lambda key: -spent[key])[:12]:
+                say(f"| {key[:90]} | {calls[key]} | {spent[key] / 1e3:.2f} | {spent[key] / total:.0%} |")
+
+
 SECTIONS: dict[str, Callable[[Bench], None]] = {
     "rate": rate,
     "tasks": tasks,
@@ -447,6 +510,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "latency": latency,
     "texts": texts,
     "training": training,
+    "kernels": kernels,
 }
 
 
@@ -486,11 +550,6 @@ def again(call: Callable[[], Any], times: int) -> None:
         call()
 
 
-def smallest_cosine(left: np.ndarray, right: np.ndarray) -> float:
-    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    return float(((left * right).sum(1) / norms).min())
-
-
 def copy_rate(device: torch.device) -> float:
     """Return the bytes a second, read and written, of the best of a few copies that no cache holds."""
     size = 2**30 if device.type == "cuda" else 2**26
@@ -509,8 +568,12 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
+_written: list[TextIO] = []
+
+
 def say(line: str) -> None:
-    print(line, flush=True)
+    for stream in (sys.stdout, *_written):
+        print(line, file=stream, flush=True)
 
 
 def main() -> None:
@@ -522,7 +585,11 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=MIXES["log-normal"][1], help="Of the log-normal mix.")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--mixes", nargs="+", choices=MIXES, default=list(MIXES))
+    parser.add_argument("--systems", nargs="+", help="Names as the tables have them, without 'polyvec, '; else all.")
+    parser.add_argument("--out", type=Path, help="A file that gets each line as soon as it is known.")
     options = parser.parse_args()
+    if options.out is not None:
+        _written.append(options.out.open("a", encoding="utf-8"))
     warnings.filterwarnings("ignore", category=FutureWarning)
     started = time.perf_counter()
     bench = Bench(options)

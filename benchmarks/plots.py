@@ -81,19 +81,22 @@ def large(figure: Any) -> None:
 
 
 def scaling(figure: Any) -> None:
-    """Time against length, batch and adapters."""
-    left, middle, right = figure.subplots(1, 3)
+    """Time against length, batch, number of texts and adapters."""
+    first, second, third, fourth = figure.subplots(1, 4)
     length, batch, _, adapters = tables("2026-11-25-scaling.md")
+    texts = tables("2026-11-26-scaling.md")[0]
     for engine in ("onnx-int8", "onnx-float32", "torch-float32"):
-        left.plot(length.column("n"), length.column(f"{engine} ms"), marker="o", label=engine)
-    left.set(xscale="log", yscale="log", xlabel="tokens of one text", ylabel="ms a thousand tokens")
+        first.plot(length.column("n"), length.column(f"{engine} ms"), marker="o", label=engine)
+    first.set(xscale="log", yscale="log", xlabel="tokens of one text", ylabel="ms a thousand tokens")
     for engine in ("onnx-int8", "onnx-float32"):
-        middle.plot(batch.column("B"), batch.column(engine), marker="o", label=engine)
-    middle.set(xscale="log", xlabel="texts of 64 tokens in a batch", ylabel="ms a text", ylim=(0, None))
+        second.plot(batch.column("B"), batch.column(engine), marker="o", label=engine)
+    second.set(xscale="log", xlabel="texts of 64 tokens in a batch", ylabel="ms a text", ylim=(0, None))
+    third.plot(texts.column("texts"), texts.column("CPU ms"), marker="o", label="onnx-int8")
+    third.set(xscale="log", xlabel="texts of 12 tokens", ylabel="CPU ms a text", ylim=(0, None))
     for kind in ("batch names one", "names five", "names all"):
-        right.plot(adapters.column("resident"), adapters.column(kind), marker="o", label=kind.replace("batch ", ""))
-    right.set(xlabel="resident adapters", ylabel="time, one of five is 1", ylim=(0, None))
-    for axes in (left, middle, right):
+        fourth.plot(adapters.column("resident"), adapters.column(kind), marker="o", label=kind.replace("batch ", ""))
+    fourth.set(xlabel="resident adapters", ylabel="time, one of five is 1", ylim=(0, None))
+    for axes in (first, second, third, fourth):
         axes.legend(frameon=False)
 
 
@@ -124,9 +127,72 @@ def training(figure: Any) -> None:
         axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
 
 
+def gpu(figure: Any) -> None:
+    """An H200: tokens a second by lengths, what five tasks cost, and where the time of a pass goes."""
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.4))
+    rate, tasks, job, _, kernels, *_ = tables("2026-11-26-gpu.md")
+    mixes = list(dict.fromkeys(rate.names))
+    for i, system in enumerate(("polyvec, compiled", "polyvec, eager")):
+        values = [float(row[4]) for row in rate.rows if row[1] == system]
+        left.barh([j + 0.4 * i for j in range(len(mixes))], values, height=0.35, label=system)
+    left.set_yticks([j + 0.2 for j in range(len(mixes))], mixes)
+    left.invert_yaxis()
+    left.axvline(1, color=THEIRS)
+    left.set_xlabel("tokens/s, transformers is 1")
+    left.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+    named = [
+        (f"{row[0]}, {texts} texts", row[4])
+        for table, texts in ((tasks, 1024), (job, 8192))
+        for row in table.rows
+        if row[1] == "five"
+    ]
+    bars(middle, [name for name, _ in named], [float(value) for _, value in named], "time of five tasks, none is 1")
+    columns = kernels.head[1:]
+    starts = [0.0] * len(columns)
+    for row in kernels.rows[:-1]:
+        values = [0.0 if cell == "-" else float(cell) for cell in row[1:]]
+        right.barh(range(len(columns)), values, left=starts, label=row[0])
+        starts = [start + value for start, value in zip(starts, values, strict=True)]
+    right.set_yticks(range(len(columns)), columns)
+    right.invert_yaxis()
+    right.set_xlabel("ms of 16,384 tokens")
+    right.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def serving(figure: Any) -> None:
+    """Throughput beside peers, by length of text, and of the engine alone."""
+    axes = figure.subplots(1, 4)
+    compared, _, alone, _ = tables("2026-11-26-serving.md")
+    for i, mix in enumerate(("short", "mixed", "long")):
+        rows = [row[2:] for row in compared.rows if row[:2] == [mix, "16"]]
+        own = Table(compared.head[2:], rows)
+        names = [
+            name.replace(" + ", "\n").replace("polyvec, five tasks and none in turn", "polyvec, all tasks")
+            for name in own.names
+        ]
+        bars(axes[i], names, own.column("tokens/s"), f"tokens/s, polyvec is 1 ({mix}, 16 clients)")
+    one = Table(alone.head, [row for row in alone.rows if row[1:3] == ["1", "none"]])
+    for i, kind in enumerate(("same cores", "a core for the engine")):
+        places = [j + 0.4 * i for j in range(len(one.rows))]
+        axes[3].barh(places, one.column(kind), height=0.35, label=kind)
+    axes[3].set_yticks([j + 0.2 for j in range(len(one.rows))], one.names)
+    axes[3].invert_yaxis()
+    axes[3].set_xlabel("% of encode alone (64 clients)")
+    axes[3].legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+
+
+def batch(figure: Any) -> None:
+    """A job in one process and on Ray, and beside Ray Data with sentence-transformers."""
+    left, right = figure.subplots(1, 2)
+    alone, beside = tables("2026-11-25-batch.md")
+    bars(left, [f"polyvec, {name}" for name in alone.names], alone.column("rows/s"), "texts/s, 13 tokens each, 100,000")
+    bars(right, beside.names, beside.column("rows/s"), "texts/s, with the start, 20,000")
+
+
 #: Width and height in inches.
 PICTURES: dict[Callable[[Any], None], tuple[float, float]] = {
-    cpu: (19, 2.6), large: (15, 2.6), scaling: (15, 3.6), mixed_tasks: (7, 3), training: (13, 2.6),
+    cpu: (19, 2.6), large: (15, 2.6), gpu: (19, 3), scaling: (19, 3.6), mixed_tasks: (7, 3), training: (13, 2.6),
+    serving: (19, 2.6), batch: (14, 2.4),
 }  # fmt: skip
 
 

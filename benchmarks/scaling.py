@@ -1,10 +1,11 @@
-"""How the cost of polyvec on a CPU grows: with length, batch, number of texts and adapters.
+"""How the cost of polyvec on a CPU grows: with length, batch, number of texts and adapters; and the budget of a pass.
 
-    python benchmarks/scaling.py [--curve length batch texts adapters] [--texts 100000]
+    python benchmarks/scaling.py [--curve length batch texts adapters budget] [--texts 1000 10000 100000 1000000]
 
-One thread, and its CPU seconds: what other processes do on the machine then hardly matters. Each curve is fitted by
-least squares in logarithms, time ~ x ** exponent; the explanation under it says what the exponent must be and why.
-Memory is the growth of the peak of what is resident over the loaded model. Needs Linux and the ``export`` extra.
+CPU seconds, of one thread but for texts and budget, which take all cores: what other processes do on the machine then
+hardly matters. Each curve is fitted by least squares in logarithms, time ~ x ** exponent; the explanation under it says
+what the exponent must be and why. Memory is the growth of the peak of what is resident over the loaded model. Needs
+Linux and the ``export`` extra.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from polyvec.model.weights import load_encoder, save_encoder
 LENGTHS = [2**i for i in range(4, 14)]
 BATCHES = [2**i for i in range(8)]
 ADAPTERS = (5, 10, 20, 50, 100)
+BUDGETS = (128, 192, 256, 384, 512, 768, 1024)
+BUDGET_TEXTS, BUDGET_TURNS = 512, 2
 
 
 def cpu_seconds(call: Callable[[], object], least: float = 1.0) -> float:
@@ -112,23 +115,51 @@ def batch_curve(folder: Path) -> None:
     )
 
 
-def texts_curve(folder: Path, largest: int) -> None:
-    print("\n## Number of texts\n\nTexts of about 8 tokens through `encode_stream`, whole path.\n")
-    print("| texts | CPU ms/text | MB over the loaded model |\n|---|---|---|")
-    model = Embedder(folder, engine="onnx-int8", threads=1)
-    short = [" ".join(text.split()[:3]) for text in make_texts(1000)]
-    counts = [10**i for i in range(3, 7) if 10**i <= largest]
+def texts_curve(folder: Path, counts: Sequence[int]) -> None:
+    model = Embedder(folder, engine="onnx-int8")
+    short = [" ".join(text.split()[:4]) for text in make_texts(1000)]
+    mean = sum(found.num_tokens for found in model.encode_stream(short)) / len(short)
+    print(f"\n## Number of texts\n\nTexts of {mean:.0f} tokens through `encode_stream`, whole path, all cores.\n")
+    print("| texts | seconds | texts/s | CPU ms/text | MB over the loaded model |\n|---|---|---|---|---|")
+    model.encode(short * 5)  # opens what stands beside
     seconds = []
-    model.encode(short)
     for count in counts:
         forget_peak()
         before = memory_mb("VmRSS")
-        started = time.process_time()
+        started, by_clock = time.process_time(), time.perf_counter()
         for _ in model.encode_stream(short[i % len(short)] for i in range(count)):
             pass
+        by_clock = time.perf_counter() - by_clock
         seconds.append(time.process_time() - started)
-        print(f"| {count:,} | {seconds[-1] * 1e3 / count:.3f} | {memory_mb() - before:.0f} |", flush=True)
+        cells = (f"{by_clock:.1f}", f"{count / by_clock:,.0f}", f"{seconds[-1] * 1e3 / count:.3f}")
+        print(f"| {count:,} | " + " | ".join(cells) + f" | {memory_mb() - before:.0f} |", flush=True)
     print(f"\nExponent {exponent(counts, seconds):.3f}. Expected 1: blocks of 1,024 texts know nothing of each other.")
+
+
+def budget_curve(folder: Path) -> None:
+    """Tokens of a pass, on the whole path: what a budget chosen on each machine could gain over a fixed one."""
+    print("\n## Budget of a pass\n\nCPU ms a thousand tokens, texts of log-normal length; the least of turns.\n")
+    kinds = {
+        "onnx-int8": Embedder(folder, engine="onnx-int8"),
+        "onnx-int8, one thread": Embedder(folder, engine="onnx-int8", threads=1),
+        "onnx-float32": Embedder(folder, engine="onnx"),
+    }
+    texts = make_texts(BUDGET_TEXTS)
+    tokens = sum(found.num_tokens for found in kinds["onnx-int8"].encode_stream(texts))
+    print("| tokens of a pass | " + " | ".join(kinds) + " |\n|---|" + "---|" * len(kinds))
+    least = {(kind, budget): float("inf") for kind in kinds for budget in BUDGETS}
+    for _ in range(BUDGET_TURNS):
+        for kind, budget in least:
+            started = time.process_time()
+            kinds[kind].encode(texts, batch_tokens=budget)
+            least[kind, budget] = min(least[kind, budget], time.process_time() - started)
+    for budget in BUDGETS:
+        print(f"| {budget} | " + " | ".join(f"{least[kind, budget] * 1e6 / tokens:.1f}" for kind in kinds) + " |")
+    for kind, model in kinds.items():
+        fixed = model.engine.lane_tokens if model.engine.lanes > 1 else model.engine.batch_tokens
+        best = min(BUDGETS, key=lambda budget: least[kind, budget])  # noqa: B023
+        gain = least[kind, fixed] / least[kind, best] - 1
+        print(f"\n{kind}: fixed at {fixed}; the best of these, {best}, would gain {gain:.1%}.")
 
 
 def adapters_curve(folder: Path) -> None:
@@ -165,17 +196,17 @@ def adapters_curve(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--curve", nargs="+", choices=("length", "batch", "texts", "adapters"), default=[])
-    parser.add_argument("--texts", type=int, default=100_000, help="Largest number of texts; a power of ten.")
+    parser.add_argument("--curve", nargs="+", choices=("length", "batch", "texts", "adapters", "budget"), default=[])
+    parser.add_argument("--texts", nargs="+", type=int, default=[1000, 10_000, 100_000], help="Numbers of texts.")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    curves = options.curve or ["length", "batch", "texts", "adapters"]
+    curves = options.curve or ["length", "batch", "texts", "adapters", "budget"]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "mini"
         shutil.copytree(Embedder().folder, folder, ignore=shutil.ignore_patterns("*.onnx", "*.bin"))
         for precision in GRAPH_FILES:
             export_onnx(folder, precision=precision)
-        print(where("torch") + "; one thread, CPU seconds", flush=True)
+        print(where("torch"), flush=True)
         if "length" in curves:
             length_curve(folder)
         if "batch" in curves:
@@ -184,6 +215,8 @@ def main() -> None:
             texts_curve(folder, options.texts)
         if "adapters" in curves:
             adapters_curve(folder)
+        if "budget" in curves:
+            budget_curve(folder)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def test_a_section_of_the_benchmark_that_fails_or_is_late_leaves_the_others_alon
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "texts ended early: WeightsError" in done.stdout
-    assert "polyvec, eager left out: the section has used up its 0 s" in done.stdout
+    assert "polyvec, eager left out: no time left of the section's 0 s" in done.stdout
 
 
 def test_the_pictures_of_performance_are_those_of_the_results(tmp_path: Path) -> None:

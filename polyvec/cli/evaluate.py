@@ -37,7 +37,9 @@ def evaluate(
     ] = None,
     dimensions: Annotated[list[int] | None, typer.Option(help="Kept components; repeat it; all if left out.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="float32, float16, int8, binary, ubinary; repeat it.")] = None,
-    engine: Annotated[list[str] | None, typer.Option(help="auto, onnx, onnx-int8 or torch; repeat it.")] = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="auto, onnx, onnx-int8, torch, torch-float8; repeat it.")
+    ] = None,
     rope_theta: Annotated[list[float] | None, typer.Option(help="Another base of the positions; repeat it.")] = None,
     ablate: Annotated[
         list[str] | None,

@@ -62,19 +62,42 @@ def split_by_adapter(batch: Batch, *, least_tokens: int) -> list[tuple[NDArray[n
     return parts
 
 
-def plan_batches(lengths: Sequence[int], *, batch_tokens: int) -> list[list[int]]:
+def plan_batches(lengths: Sequence[int], *, batch_tokens: int, padded: bool = True) -> list[list[int]]:
     """Return batches as lists of indices into ``lengths`` (tokens), longest texts first.
 
-    A batch holds at most ``batch_tokens`` tokens, padding to its longest row included; a text beyond that runs alone.
-    Longest first, so that a batch too large for the machine fails at once and not at the end.
+    A batch holds at most ``batch_tokens`` tokens, padding to its longest row included where it is ``padded``; a text
+    beyond that runs alone. Longest first, so that a batch too large for the machine fails at once and not at the end.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # sorted() is stable: equal lengths keep their order
     batches: list[list[int]] = []
-    longest = 0
+    longest = tokens = 0
     for i in order:
-        if batches and (len(batches[-1]) + 1) * longest <= batch_tokens:
+        size = (len(batches[-1]) + 1) * longest if batches and padded else tokens + lengths[i]
+        if batches and size <= batch_tokens:
             batches[-1].append(i)
+            tokens += lengths[i]
         else:
             batches.append([i])
-            longest = lengths[i]
+            longest = tokens = lengths[i]
     return batches
+
+
+def plan_by_adapter(
+    lengths: Sequence[int], adapters: Sequence[int], *, batch_tokens: int, least_tokens: int, padded: bool = True
+) -> list[list[int]]:
+    """Return batches as ``plan_batches`` does, each of one adapter; what is left of each of them, batches of fewer than
+    ``least_tokens``, shares batches of any. ``adapters`` are ids by text, the base's included."""
+
+    def plan(members: Sequence[int]) -> list[list[int]]:
+        batches = plan_batches([lengths[i] for i in members], batch_tokens=batch_tokens, padded=padded)
+        return [[members[i] for i in batch] for batch in batches]
+
+    own: list[list[int]] = []
+    rest: list[int] = []
+    for adapter in sorted(set(adapters)):
+        for batch in plan([i for i, other in enumerate(adapters) if other == adapter]):
+            if sum(lengths[i] for i in batch) >= least_tokens:
+                own.append(batch)
+            else:
+                rest += batch
+    return sorted(own + plan(sorted(rest)), key=lambda batch: -lengths[batch[0]])

@@ -9,11 +9,12 @@ import hashlib
 import itertools
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,10 +47,14 @@ from polyvec.tasks import Task, resolve_task
 from polyvec.text.chunking import Span
 from polyvec.text.tokenizer import Encoding, Tokenizer
 
-ENGINES = ("auto", "onnx", "onnx-int8", "torch")
+_T = TypeVar("_T")
+ENGINES = ("auto", "onnx", "onnx-int8", "torch", "torch-float8")
 _RANGES_FILE = "int8_ranges.json"
 _BLOCK_TEXTS = 1024  # sorted by length together; more gains under 2 % (padding), fewer costs streams nothing
 _BLOCK_CHARACTERS = 2_000_000  # a block of giant texts ends early, so that a stream's memory stays bounded
+_MOST_BLOCK_TEXTS = 65536
+_BLOCK_PASSES = 4  # of a device, which is best filled by passes of one task each: its later blocks hold more texts
+_TOKEN_CHARACTERS = 4
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,9 @@ class Embedder:
     """A model ready to embed.
 
     ``model`` is None for polyvec-mini, which is inside the package, a folder, or a hub name. ``engine`` is ``onnx``,
-    ``onnx-int8``, ``torch``, or ``auto``: ONNX where the folder holds a graph and no other ``device`` is asked for,
-    and of its two graphs the one that a short run finds faster on this machine; or an open ``Engine`` of this model.
+    ``onnx-int8``, ``torch``, ``torch-float8`` (on GPUs that multiply 8-bit floats, refused where it moves the vectors),
+    or ``auto``: ONNX where the folder holds a graph and no other ``device`` is asked for, and of its two graphs the one
+    that a short run finds faster on this machine; or an open ``Engine`` of this model.
     ``threads`` bounds the CPU threads of ONNX Runtime.
     Raises ``WeightsError`` for a model that does not load whole.
     """
@@ -279,9 +285,8 @@ class Embedder:
         numbered = 0
         num_cut = 0
         with progress:
-            for block in _blocks(texts):
-                rows = self._tokenise(block, numbered, options)
-                numbered += len(block)
+            for rows in self._tokenised(texts, options):
+                numbered += len(rows)
                 num_cut += sum(row.encoding.truncated for row in rows)
                 yield from self._embed_block(rows, options, progress)
         if num_cut:
@@ -291,6 +296,14 @@ class Embedder:
                 TruncationWarning,
                 stacklevel=2,
             )
+
+    def _tokenised(self, texts: Iterator[tuple[str, Task]], options: _Options) -> Iterator[list[_Row]]:
+        """Yield the rows of block after block. Beside a device the next block's are made while it computes this one's;
+        on the same cores that would gain nothing."""
+        beside = self.engine.leaves_host
+        least = self.engine.batch_tokens * _BLOCK_PASSES * _TOKEN_CHARACTERS if beside else 0
+        calls = (partial(self._tokenise, block, first, options) for first, block in _blocks(texts, least))
+        yield from _ahead(calls) if beside else (call() for call in calls)
 
     def _tokenise(self, block: list[tuple[str, Task]], first: int, options: _Options) -> list[_Row]:
         for i, (text, _) in enumerate(block, start=first):
@@ -408,8 +421,10 @@ class Embedder:
             from polyvec.inference.engines.torch import TorchEngine
             from polyvec.model.weights import load_encoder
         except ImportError as error:
-            raise MissingExtraError.of("engine 'torch'", "torch") from error
-        return TorchEngine(load_encoder(self.folder), device=device)
+            raise MissingExtraError.of(f"engine {engine!r}", "torch") from error
+        return TorchEngine(
+            load_encoder(self.folder), device=device, dtype="float8" if engine == "torch-float8" else None
+        )
 
 
 def _check_finite(vectors: NDArray[np.float32], numbers: Sequence[int]) -> None:
@@ -437,17 +452,43 @@ def _pair(texts: Iterator[str], tasks: Iterator[Task]) -> Iterator[tuple[str, Ta
         yield text, task  # type: ignore[misc]
 
 
-def _blocks(rows: Iterator[tuple[str, Task]]) -> Iterator[list[tuple[str, Task]]]:
+def _blocks(rows: Iterator[tuple[str, Task]], least_characters: int) -> Iterator[tuple[int, list[tuple[str, Task]]]]:
+    """Yield blocks of rows with the number of the first; those after the first have at least so many characters."""
     block: list[tuple[str, Task]] = []
-    characters = 0
+    first = characters = least = 0
     for row in rows:
         block.append(row)
         characters += len(row[0]) if isinstance(row[0], str) else 0
-        if len(block) == _BLOCK_TEXTS or characters > _BLOCK_CHARACTERS:
-            yield block
-            block, characters = [], 0
+        is_enough = len(block) >= _BLOCK_TEXTS and characters >= least
+        if is_enough or len(block) == _MOST_BLOCK_TEXTS or characters > _BLOCK_CHARACTERS:
+            yield first, block
+            first += len(block)
+            block, characters, least = [], 0, least_characters
     if block:
-        yield block
+        yield first, block
+
+
+def _ahead(calls: Iterator[Callable[[], _T]]) -> Iterator[_T]:
+    """Yield what each call returns; the next one runs in a thread while the caller works on this one's result.
+
+    The calls themselves are asked for here: what they come from may belong to the caller's thread.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
+
+        def submit() -> Future[_T] | None:
+            try:
+                call = next(calls, None)
+            except Exception as error:  # not before the results that come first
+                failed: Future[_T] = Future()
+                failed.set_exception(error)
+                return failed
+            return None if call is None else thread.submit(call)
+
+        coming = submit()
+        while coming is not None:
+            result = coming.result()
+            coming = submit()
+            yield result
 
 
 class _Progress:

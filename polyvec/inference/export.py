@@ -34,6 +34,7 @@ from polyvec.errors import InputError, MissingExtraError, WeightsError
 from polyvec.inference.batching import Batch
 from polyvec.inference.engines.onnx import GRAPH_FILES, OnnxEngine
 from polyvec.inference.engines.torch import TorchEngine
+from polyvec.inference.quantize import smallest_cosine
 from polyvec.model.config import ModelConfig
 from polyvec.model.encoder import Encoder, Layer
 from polyvec.model.layouts import detect_layout
@@ -119,9 +120,8 @@ def measure_parity(encoder: Encoder, engine: OnnxEngine) -> Parity:
     reference = TorchEngine(encoder, device="cpu")
     states, vectors = reference.token_states(batch), reference.pool(batch)
     got = engine.pool(batch)
-    cosines = (vectors * got).sum(1) / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(got, axis=1))
     errors = np.abs(states - engine.token_states(batch))
-    return Parity(float(errors.max()), float(cosines.min()))
+    return Parity(float(errors.max()), smallest_cosine(vectors, got))
 
 
 def _random_batch(config: ModelConfig, seed: int) -> Batch:

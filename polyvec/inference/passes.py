@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyvec.errors import MachineWarning
-from polyvec.inference.batching import Batch, plan_batches
+from polyvec.inference.batching import Batch, plan_batches, plan_by_adapter
 from polyvec.inference.engines import Engine
 
 #: Passes for each lane from which on lanes are used: the last ones of a block leave some of the cores idle.
@@ -53,10 +53,10 @@ class Passes:
         """Yield indices into ``rows`` with their outputs, pass by pass; every row once.
 
         ``batch_tokens`` bounds the tokens of a pass; None is what the engine runs fastest. What shares a pass, and
-        where it runs, depends on the lengths alone, so the same rows give the same bits. Raises ``RowTooLargeError``.
+        where it runs, depends on lengths and adapters alone, so the same rows give the same bits. Raises
+        ``RowTooLargeError``.
         """
-        lengths = [len(row.input_ids) for row in rows]
-        aside, alone = self._plan(engine, lengths, batch_tokens)
+        aside, alone = self._plan(engine, rows, batch_tokens)
         for plan in alone:
             yield plan, self._halving(engine, rows, plan, states)
         if not aside:
@@ -76,19 +76,29 @@ class Passes:
             yield plan, self._halving(engine, rows, plan, states)
 
     def _plan(
-        self, engine: Engine, lengths: Sequence[int], batch_tokens: int | None
+        self, engine: Engine, rows: Sequence[TokenRow], batch_tokens: int | None
     ) -> tuple[list[list[int]], list[list[int]]]:
         """Return the passes that run side by side, and those that have all cores to themselves."""
+        lengths = [len(row.input_ids) for row in rows]
 
         def plans(fastest: int) -> list[list[int]]:
             bounds = (batch_tokens or fastest, self._fitting_tokens)
-            return plan_batches(lengths, batch_tokens=min(bound for bound in bounds if bound is not None))
+            most = min(bound for bound in bounds if bound is not None)
+            if engine.own_pass_tokens is None:
+                return plan_batches(lengths, batch_tokens=most, padded=engine.pads)
+            return plan_by_adapter(
+                lengths,
+                [row.adapter_id for row in rows],
+                batch_tokens=most,
+                least_tokens=engine.own_pass_tokens,
+                padded=engine.pads,
+            )
 
         fewest = _PASSES_A_LANE * engine.lanes
         if engine.lanes > 1 and len(lengths) >= fewest:
             found = plans(engine.lane_tokens)
             # A long row is enough work for all cores, and takes memory that is not there for every lane.
-            small = [len(plan) * lengths[plan[0]] <= engine.batch_tokens for plan in found]
+            small = [_size(plan, lengths, engine) <= engine.batch_tokens for plan in found]
             if sum(small) >= fewest:
                 aside = [plan for plan, is_small in zip(found, small, strict=True) if is_small]
                 return aside, [plan for plan, is_small in zip(found, small, strict=True) if not is_small]
@@ -109,10 +119,16 @@ class Passes:
                 MachineWarning,
                 stacklevel=2,
             )
-        self._fitting_tokens = max(lengths) * ((len(plan) + 1) // 2)
+        half = plan[: (len(plan) + 1) // 2]
+        self._fitting_tokens = _size(half, [len(row.input_ids) for row in rows], engine)
         middle = len(plan) // 2
         halves = (plan[:middle], plan[middle:])
         return [output for half in halves for output in self._halving(engine, rows, half, states)]
+
+
+def _size(plan: Sequence[int], lengths: Sequence[int], engine: Engine) -> int:
+    """Return the tokens that an engine computes in a pass."""
+    return len(plan) * lengths[plan[0]] if engine.pads else sum(lengths[i] for i in plan)
 
 
 def run_pass(engine: Engine, rows: Sequence[TokenRow], *, states: bool) -> Outputs:

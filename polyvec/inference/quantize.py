@@ -73,3 +73,9 @@ def check_output_type(dtype: str, dimensions: int, ranges: Mapping[int, float]) 
         )
     if dtype == "int8" and dimensions not in ranges:
         raise InputError(f"dimensions must be a calibrated width for int8, one of {sorted(ranges)}, got {dimensions}")
+
+
+def smallest_cosine(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
+    """Return the smallest cosine between vectors (B, M) and (B, M), in turn."""
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return float(((left * right).sum(axis=1) / norms).min())

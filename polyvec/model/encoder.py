@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from polyvec.errors import InputError
+from polyvec.model.activation import gelu
 from polyvec.model.attention import Packing, packed_attention, runs_varlen
 from polyvec.model.config import ModelConfig
 from polyvec.model.lora import Adapted, AdaptedEmbedding, AdaptedLinear, adapter_gate
@@ -82,7 +83,7 @@ class FeedForward(nn.Module):
         self.fc2 = _linear(config, config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
-        states: Tensor = self.fc2(F.gelu(self.fc1(x, gate)), gate)
+        states: Tensor = self.fc2(gelu(self.fc1(x, gate)), gate)
         return states
 
 
@@ -148,16 +149,19 @@ class Encoder(nn.Module):
             adapters = set(task_ids.tolist())
         texts = text_of_token(cu_seqlens, len(input_ids))
         position_ids = torch.arange(len(input_ids), device=input_ids.device) - cu_seqlens[texts]
-        rotary = rotary_table(position_ids, self.config.head_dim, self.config.rope_theta)
         gate = self._gate(task_ids, texts) if self.needs_gate(adapters) else None
         x: Tensor = self.dropout(self.embeddings(input_ids, gate))
+        rotary = rotary_table(position_ids, self.config.head_dim, self.config.rope_theta, _product_type(x))
         has_kernel = runs_varlen(x.device, _product_type(x), self.config.head_dim)
         packing = Packing(cu_seqlens, max(max_seqlen, 2), has_kernel)  # a compiler takes 1 for a constant
-        if self._is_compiled:
-            _mark_dynamic(x, gate, cu_seqlens, *rotary)
         layers = self.layers
         if gate is not None and len(adapters) == 1 and self._merged_layers:
             layers, gate = self._merged_layers[next(iter(adapters))], None
+        elif gate is not None:
+            columns: int = self.layers[0].attention.qkv.num_columns  # type: ignore[union-attr, assignment]
+            gate = F.pad(gate, (0, columns - gate.shape[-1]))
+        if self._is_compiled:
+            _mark_dynamic(x, gate, cu_seqlens, *rotary)
         for layer in layers:
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(layer, x, gate, packing, rotary, use_reentrant=False, context_fn=_same_kernels)
@@ -217,6 +221,15 @@ class Encoder(nn.Module):
                     module.merge(task_id, self.lora_scale)
                     module.forget_base()
             self._merged_layers[task_id] = layers
+
+    def freeze_adapters(self) -> None:
+        """Lay the adapters out for inference on a GPU. Three of the four weights of a layer are then there twice,
+        alone and beside their factors."""
+        if self.merged_task is not None:  # the second copy would hold that adapter for good
+            raise InputError(f"weights must be unmerged to be frozen, got adapter {self.merged_task}; call unmerge()")
+        for module in self.layers.modules():
+            if isinstance(module, AdaptedLinear):
+                module.freeze()
 
     @property
     def all_layers(self) -> list[nn.ModuleList]:

@@ -9,12 +9,11 @@ Shape letters: N packed tokens, I and O inner widths, A adapters, R rank.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polyvec.errors import InputError
 from polyvec.model.encoder import Encoder
-from polyvec.model.lora import AdaptedLinear, low_rank_update
+from polyvec.model.lora import AdaptedLinear, low_rank_columns
 
 FLOAT8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(FLOAT8).max
@@ -59,12 +58,21 @@ class Float8Linear(nn.Module):
         weight, scales = to_float8(linear.weight.detach())
         self.register_buffer("weight", weight)
         self.register_buffer("scales", scales.t().contiguous())
-        self.bias, self.lora_A, self.lora_B = linear.bias, linear.lora_A, linear.lora_B
+        self.bias = linear.bias
+        for name, factor in zip(("first", "second"), linear.factors(), strict=True):
+            self.register_buffer(name, factor.detach().contiguous())
 
     def forward(self, x: Tensor, gate: Tensor | None) -> Tensor:
-        """Return (N, O) for (N, I) rows; ``gate`` is None when no row has an adapter."""
+        """Return (N, O) for (N, I) rows; ``gate`` (N, ``num_columns``) is None when no row has an adapter."""
         y = scaled_product(*to_float8(x), self.weight, self.scales, self.bias)  # type: ignore[arg-type]
-        return y if gate is None else low_rank_update(y, x, gate, self.lora_A, self.lora_B)
+        if gate is None:
+            return y
+        return y.addmm_(low_rank_columns(x, gate, self.first), self.second.t())  # type: ignore[arg-type, operator]
+
+    @property
+    def num_columns(self) -> int:
+        """C of ``AdaptedLinear``."""
+        return len(self.first)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -74,8 +82,3 @@ def to_float8_layers(encoder: Encoder) -> None:
         for path, module in list(layers.named_modules()):
             if isinstance(module, AdaptedLinear):
                 layers.set_submodule(path, Float8Linear(module))
-
-
-def smallest_cosine(left: Tensor, right: Tensor) -> float:
-    """Return the smallest cosine between vectors (B, D) and (B, D)."""
-    return float(F.cosine_similarity(left.float(), right.float(), dim=-1).min())

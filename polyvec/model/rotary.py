@@ -9,22 +9,26 @@ import torch
 from torch import Tensor
 
 
-def rotary_table(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines, each (N, K/2) in float32, for (N,) positions.
+def rotary_table(position_ids: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines, each (N, K/2) in ``dtype``, for (N,) positions.
 
-    Always float32: in bfloat16 the angles of neighbouring positions collapse beyond a few hundred tokens.
+    Angles are float32 and the table is rounded once: in bfloat16 the angles of neighbouring positions collapse beyond a
+    few hundred tokens.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids.device) / head_dim
     angles = position_ids.float().unsqueeze(-1) * (theta**-exponents)  # (N, K/2)
-    return angles.cos(), angles.sin()
+    return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate (N, ..., K) queries or keys by the angles (N, K/2) of their positions; dtype is kept.
+    """Rotate (N, ..., K) queries or keys by the angles (N, K/2) of their positions, all of one type.
 
-    Two products and a sum for each half, in float32: a compiler makes one pass over memory of it.
+    In bfloat16 too: in float32 kernels that run one by one would move three times the bytes, and the vectors of
+    polyvec-mini are as near to the exact ones either way (measured to 6000 tokens, 2026-11-26).
     """
     between = (1,) * (states.dim() - 2)
     cos, sin = (table.view(len(table), *between, table.shape[-1]) for table in (cos, sin))
-    first, second = states.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(states.dtype)
+    first, second = states.chunk(2, dim=-1)
+    return torch.cat(
+        (torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)), dim=-1
+    )

@@ -68,6 +68,9 @@ class _Facts:
     batch_tokens: int
     lanes: int
     lane_tokens: int
+    own_pass_tokens: int | None
+    pads: bool
+    leaves_host: bool
 
 
 class _Child:
@@ -148,6 +151,9 @@ class _WorkerLane:
     name: str
     batch_tokens: int
     lane_tokens: int
+    own_pass_tokens: int | None
+    pads: bool
+    leaves_host: bool
     lanes: int = 1
 
     @property
@@ -176,7 +182,17 @@ class WorkerEngine:
         facts = self._last.facts
         self.config, self.name, self.batch_tokens = facts.config, facts.name, facts.batch_tokens
         self.lanes, self.lane_tokens = facts.lanes, facts.lane_tokens
-        self._lane = _WorkerLane(self, facts.config, facts.name, facts.lane_tokens, facts.lane_tokens)
+        self.own_pass_tokens, self.pads, self.leaves_host = facts.own_pass_tokens, facts.pads, facts.leaves_host
+        self._lane = _WorkerLane(
+            self,
+            facts.config,
+            facts.name,
+            facts.lane_tokens,
+            facts.lane_tokens,
+            facts.own_pass_tokens,
+            facts.pads,
+            facts.leaves_host,
+        )
         self._keeper = threading.Thread(target=self._keep_alive, name="worker-keeper", daemon=True)
         self._keeper.start()
 
@@ -267,7 +283,16 @@ def _work(connection: Connection[Any, Any], settings: WorkerSettings) -> None:
         connection.send(error)
         return
     lane = engine.lane  # opened before anyone waits for it
-    facts = _Facts(engine.config, engine.name, engine.batch_tokens, engine.lanes, lane.batch_tokens)
+    facts = _Facts(
+        engine.config,
+        engine.name,
+        engine.batch_tokens,
+        engine.lanes,
+        lane.batch_tokens,
+        engine.own_pass_tokens,
+        engine.pads,
+        engine.leaves_host,
+    )
     connection.send(facts)
     sending = threading.Lock()
 

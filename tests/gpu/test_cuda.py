@@ -16,6 +16,7 @@ from polyvec.inference.batching import Batch
 from polyvec.inference.engines import torch as engine_module
 from polyvec.inference.engines.torch import TorchEngine
 from polyvec.inference.passes import Passes, TokenRow
+from polyvec.inference.quantize import smallest_cosine
 from polyvec.model import float8
 from polyvec.model.config import ModelConfig, tiny
 from polyvec.model.encoder import Encoder
@@ -43,11 +44,6 @@ def batch_of(lengths: list[int], tasks: list[int], config: ModelConfig = CONFIG)
     return Batch.of(rows, [tasks[i % len(tasks)] for i in range(len(rows))])
 
 
-def smallest_cosine(left: np.ndarray, right: np.ndarray) -> float:
-    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    return float(((left * right).sum(1) / norms).min())
-
-
 @pytest.fixture(scope="module")
 def exact() -> TorchEngine:
     """The same weights in float32 on the CPU."""
@@ -62,13 +58,17 @@ def no_warnings() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("tasks", [[-1], [2], [0, 1, 2, 3, 4, -1]])
-def test_packed_bfloat16_keeps_the_vectors(exact: TorchEngine, no_warnings: None, tasks: list[int]) -> None:
-    engine = TorchEngine(small_encoder())
+@pytest.mark.parametrize("merged_task", [None, "each"])
+def test_packed_bfloat16_keeps_the_vectors(
+    exact: TorchEngine, no_warnings: None, tasks: list[int], merged_task: str | None
+) -> None:
+    engine = TorchEngine(small_encoder(), merged_task=merged_task)
     for lengths in SHAPES:
         batch = batch_of(lengths, tasks)
         assert smallest_cosine(engine.pool(batch), exact.pool(batch)) > 0.999
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
 def test_a_pass_never_waits_for_the_device() -> None:
     encoder = small_encoder().to("cuda", torch.bfloat16)
     batch = batch_of([5, 7, 100], [0, 1])
@@ -82,14 +82,22 @@ def test_a_pass_never_waits_for_the_device() -> None:
             torch.cuda.set_sync_debug_mode("default")
 
 
-def test_compiled_layers_serve_every_shape_without_compiling_again(exact: TorchEngine) -> None:
+def test_a_gpu_keeps_a_copy_of_the_layers_for_each_task_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TorchEngine(small_encoder()).own_pass_tokens is not None
+    monkeypatch.setattr(engine_module, "_COPIES_SHARE", 1e-9)
+    engine = TorchEngine(small_encoder())
+    assert engine.own_pass_tokens is None and len(engine._encoder.all_layers) == 1
+
+
+@pytest.mark.parametrize("merged_task", [None, "each"])
+def test_compiled_layers_serve_every_shape_without_compiling_again(exact: TorchEngine, merged_task: str | None) -> None:
     torch._dynamo.reset()  # type: ignore[no-untyped-call]
     counter = CompileCounterWithBackend("inductor")
-    engine = TorchEngine(small_encoder(), compiler=counter)
-    engine.pool(batch_of([9, 4], [-1])), engine.pool(batch_of([9, 4], [0]))
+    engine = TorchEngine(small_encoder(), compiler=counter, merged_task=merged_task)
+    engine.pool(batch_of([9, 4], [-1])), engine.pool(batch_of([9, 4], [0, 1]))
     at_first = counter.frame_count
     for lengths in SHAPES:
-        for tasks in ([-1], [0, 3, -1]):
+        for tasks in ([-1], [2], [0, 3, -1]):
             batch = batch_of(lengths, tasks)
             assert smallest_cosine(engine.pool(batch), exact.pool(batch)) > 0.999
     assert counter.frame_count == at_first
@@ -102,7 +110,7 @@ def test_recorded_passes_give_the_vectors_of_those_that_are_not(
     engine = TorchEngine(small_encoder(), compiler=compiler, graphs=True)
     plain = TorchEngine(small_encoder(), graphs=False)
     for lengths in ([4], [16], [5, 9], [100, 3, 7], [512], [30] * 16):
-        for tasks in ([-1], [0, 3, -1]):
+        for tasks in ([-1], [2], [0, 3, -1]):
             batch = batch_of(lengths, tasks)
             for _ in range(4):
                 vectors = engine.pool(batch)

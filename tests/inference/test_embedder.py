@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from polyvec import Embedder, InputError, TruncationWarning, UntrainedDimensionWarning, WeightsError
+from polyvec.inference import embedder as embedder_module
 from polyvec.inference.batching import Batch
-from polyvec.tasks import TASK_NAMES
+from polyvec.tasks import TASK_NAMES, resolve_task
 
 WORDS = "router the train night 打印机 пароль Passwort is and".split()
 TEXTS = st.lists(st.lists(st.sampled_from(WORDS), max_size=40).map(" ".join), min_size=1, max_size=8)
@@ -108,6 +110,83 @@ def test_a_stream_and_a_list_give_the_same_vectors(embedder: Embedder) -> None:
     texts = [" ".join(WORDS[: i % 9 + 1]) for i in range(1500)]
     stream = np.stack([e.vector for e in embedder.encode_stream(iter(texts)) if e.vector is not None])
     np.testing.assert_array_equal(stream, embedder.encode(texts))
+
+
+class Beside:
+    """An engine of a device: while it computes a block, the next one must be tokenised, or it waits in vain."""
+
+    def __init__(self, embedder: Embedder, told: list[str], tokenised: threading.Semaphore) -> None:
+        self.inner, self.config, self.name = embedder.engine, embedder.config, "beside"
+        self.batch_tokens = self.lane_tokens = 1024
+        self.lanes, self.lane, self.own_pass_tokens, self.pads, self.leaves_host = 1, self, None, True, True
+        self.told, self.tokenised = told, tokenised
+
+    def pool(self, batch: Batch) -> np.ndarray:
+        if "pool" not in self.told:
+            assert self.tokenised.acquire(timeout=20) and self.tokenised.acquire(timeout=20)
+        self.told.append("pool")
+        return self.inner.pool(batch)
+
+    def token_states(self, batch: Batch) -> np.ndarray:
+        return self.inner.token_states(batch)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedder_module, "_BLOCK_TEXTS", 8)
+    monkeypatch.setattr(embedder_module, "_BLOCK_PASSES", 0)
+
+
+def beside(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> tuple[Embedder, list[str]]:
+    told: list[str] = []
+    tokenised = threading.Semaphore(0)
+    model = Embedder(embedder.folder, engine=Beside(embedder, told, tokenised))
+    make = model.tokenizer.encode_batch
+
+    def encode_batch(*args: Any) -> Any:
+        encodings = make(*args)
+        told.append("tokens")
+        tokenised.release()
+        return encodings
+
+    monkeypatch.setattr(model.tokenizer, "encode_batch", encode_batch)
+    return model, told
+
+
+def test_the_next_texts_are_tokenised_while_a_device_computes(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch, small_blocks: None
+) -> None:
+    model, told = beside(embedder, monkeypatch)
+    texts = [" ".join(WORDS[i % 5 :]) + f" {i}" for i in range(45)]
+    tasks = [[None, *TASK_NAMES][i % 6] for i in range(45)]
+    got = model.encode(texts, task=tasks)
+    assert told[:3] == ["tokens", "tokens", "pool"] and told.count("tokens") == 6
+    np.testing.assert_array_equal(got, embedder.encode(texts, task=tasks))
+
+
+def test_what_is_wrong_with_texts_ahead_is_told_after_the_results_before(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch, small_blocks: None
+) -> None:
+    def texts(bad: object) -> Iterator[Any]:
+        yield from WORDS[:8]
+        if isinstance(bad, Exception):
+            raise bad
+        yield bad
+
+    for bad, kind in ((7, InputError), (OSError("gone"), OSError)):
+        model, _ = beside(embedder, monkeypatch)
+        model.tokenizer.encode_batch([WORDS[0]], [""])  # the second that the engine waits for
+        stream = model.encode_stream(texts(bad))
+        assert len([next(stream) for _ in range(8)]) == 8
+        with pytest.raises(kind):
+            next(stream)
+
+
+def test_later_blocks_of_a_device_are_as_long_as_its_passes_need() -> None:
+    rows = [("x" * 10, resolve_task(None, {}))] * 6000
+    blocks = list(embedder_module._blocks(iter(rows), 20_000))
+    assert [(first, len(block)) for first, block in blocks] == [(0, 1024), (1024, 2000), (3024, 2000), (5024, 976)]
+    assert {len(block) for _, block in embedder_module._blocks(iter(rows), 0)} == {1024, 6000 % 1024}
 
 
 def test_a_long_text_is_cut_with_a_warning_and_counted(embedder: Embedder) -> None:

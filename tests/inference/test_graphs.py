@@ -43,14 +43,14 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> TorchEngine:
 
 
 def test_a_batch_goes_to_the_smallest_bucket_that_holds_it() -> None:
-    assert bucket_of(batch_of([16], [0]), True) == Bucket(16, 1, True)
-    assert bucket_of(batch_of([16, 1], [0, 0]), False) == Bucket(32, 4, False)
-    assert bucket_of(batch_of([513], [0]), True) is None
-    assert bucket_of(batch_of([2] * 17, [0] * 17), True) is None
+    assert bucket_of(batch_of([16], [0]), (0,)) == Bucket(16, 1, (0,))
+    assert bucket_of(batch_of([16, 1], [0, 0]), (-1,)) == Bucket(32, 4, (-1,))
+    assert bucket_of(batch_of([513], [0]), (0,)) is None
+    assert bucket_of(batch_of([2] * 17, [0] * 17), (0,)) is None
 
 
 def test_what_is_left_of_a_bucket_is_empty_texts_and_one_that_nobody_reads() -> None:
-    filled = fill(batch_of([5, 3], [2, -1]), Bucket(16, 4, True))
+    filled = fill(batch_of([5, 3], [2, -1]), Bucket(16, 4, (0, -1)))
     ids, tasks, offsets = np.split(filled, (16, 21))
     assert (ids[8:] == 0).all() and tasks.tolist() == [2, -1, -1, -1, -1]
     assert offsets.tolist() == [0, 5, 8, 8, 8, 16]
@@ -64,6 +64,17 @@ def test_recorded_passes_give_the_same_vectors(engine: TorchEngine, tasks: list[
         for _ in range(2):
             np.testing.assert_allclose(engine.pool(batch), plain.pool(batch), atol=2e-6)
     assert isinstance(engine._graphs, Graphs) and len(engine._graphs._recorded) == 5
+
+
+def test_with_a_copy_of_the_layers_a_task_has_recordings_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "_FIRST_USES", 0)
+    engine = TorchEngine(random_encoder(), device="cpu", merged_task="each")
+    engine._graphs = Graphs(engine._recordable, engine.device, Repeater())
+    plain = TorchEngine(random_encoder(), device="cpu")
+    for tasks in ([2, 2], [4, 4], [-1, -1], [2, 4], [-1, 3], [2, 2]):
+        batch = batch_of([5, 9], tasks)
+        np.testing.assert_allclose(engine.pool(batch), plain.pool(batch), atol=1e-5)
+    assert [bucket.adapters for bucket in engine._graphs._recorded] == [(4,), (-1,), (0, -1), (2,)]
 
 
 def test_a_merged_adapter_is_in_what_was_recorded_before(engine: TorchEngine) -> None:

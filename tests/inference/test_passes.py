@@ -25,10 +25,14 @@ class Summing:
     def __init__(self, config: ModelConfig, lanes: int, before: Callable[[Batch], object] = lambda _: None) -> None:
         self.config, self.name, self.lanes, self.batch_tokens, self.before = config, "sum", lanes, WHOLE_TOKENS, before
         self.lane, self.lane_tokens = self, LANE_TOKENS
+        self.own_pass_tokens: int | None = None
+        self.pads, self.leaves_host = True, False
+        self.adapters: list[list[int]] = []  # of each batch
         self.batches: list[int] = []  # tokens of each
 
     def pool(self, batch: Batch) -> NDArray[np.float32]:
         self.batches.append(len(batch.input_ids))
+        self.adapters.append(batch.adapters)
         self.before(batch)
         return np.add.reduceat(batch.input_ids, batch.cu_seqlens[:-1])[:, None].astype(np.float32)
 
@@ -84,6 +88,39 @@ def test_batch_tokens_bounds_the_lanes_too(embedder: Embedder) -> None:
     whole, lane = summing(embedder, 2)
     check(rows_of(*[5] * 8), whole, batch_tokens=5)
     assert lane.batches == [5] * 8
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_an_engine_that_wants_it_gets_passes_of_one_adapter_and_what_is_left_together(
+    embedder: Embedder, lanes: int
+) -> None:
+    whole, lane = summing(embedder, lanes)
+    whole.own_pass_tokens = 6
+    lengths = [1 + i % 5 for i in range(200)]
+    rows = [TokenRow(row.input_ids, i % 6 - 1) for i, row in enumerate(rows_of(*lengths))]
+    check(rows, whole)
+    batches = list(zip(whole.batches + lane.batches, whole.adapters + lane.adapters, strict=True))
+    bound = WHOLE_TOKENS if lanes == 1 else LANE_TOKENS
+    assert all(tokens <= bound for tokens, _ in batches)
+    alone = [adapters for tokens, adapters in batches if len(adapters) == 1 and tokens >= 6]
+    mixed = [tokens for tokens, adapters in batches if len(adapters) > 1]
+    assert sorted({adapters[0] for adapters in alone}) == [-1, 0, 1, 2, 3, 4]
+    assert mixed and sum(mixed) < 6 * 6  # of each adapter less than what is worth a pass
+    assert sum(tokens for tokens, _ in batches) == sum(lengths)
+
+    whole.own_pass_tokens, whole.adapters, lane.adapters = None, [], []
+    check(rows, whole)
+    assert all(len(adapters) > 1 for adapters in whole.adapters + lane.adapters)
+
+
+def test_an_engine_that_pads_nothing_gets_as_many_tokens_as_it_asks_for(embedder: Embedder) -> None:
+    whole, _ = summing(embedder, 1)
+    rows = rows_of(20, *[1] * 60)
+    check(rows, whole)
+    assert whole.batches == [21, 40, 19]  # two rows of twenty tokens, padding included
+    whole.pads, whole.batches = False, []
+    check(rows, whole)
+    assert whole.batches == [40, 40]
 
 
 def test_what_fits_into_no_lane_has_the_memory_for_itself(embedder: Embedder) -> None:

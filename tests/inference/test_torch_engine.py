@@ -12,7 +12,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from polyvec.errors import InputError
 from polyvec.inference.batching import Batch, split_by_adapter
 from polyvec.inference.engines import torch as engine_module
-from polyvec.inference.engines.torch import TorchEngine
+from polyvec.inference.engines.torch import TorchEngine, bytes_of_copies
+from polyvec.inference.passes import Passes, TokenRow
 from polyvec.model.config import tiny
 from tests.conftest import random_encoder
 
@@ -91,6 +92,7 @@ def test_flash_attention_is_one_step_of_what_is_compiled(monkeypatch: pytest.Mon
             engine.pool(batch_of(lengths, -1)), engine.pool(batch_of(lengths, 2))
     assert len(steps) == 2  # without adapters and with
     assert all(sum("_varlen_attn" in step for step in found) == 1 for found in steps)
+    assert all(sum("polyvec" in step and "gelu" in step for step in found) == 1 for found in steps), steps
 
 
 MIXED = ([9, 30, 4, 4, 12, 7, 2], [0, -1, 0, 3, 3, 4, -1])
@@ -115,6 +117,50 @@ def test_a_copy_of_the_layers_for_each_task_gives_the_same_vectors(
     assert not any("merged" in name for name in engine._encoder.state_dict())
 
 
+def test_a_job_of_five_tasks_is_computed_without_adapters_but_for_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_MERGED_TOKENS", 64)
+    engine = TorchEngine(random_encoder(), device="cpu", merged_task="each")
+    gated: list[int] = []  # tokens of the passes that go through all adapters
+    layer = engine._encoder.layers[0]
+    layer.register_forward_hook(lambda _, inputs, __: gated.append(len(inputs[0])) if inputs[1] is not None else None)
+    rng = np.random.default_rng(0)
+    rows = [TokenRow(rng.integers(4, 500, 3 + i % 40, dtype=np.int32), i % 6 - 1) for i in range(300)]
+    found: dict[int, np.ndarray] = {}
+    for plan, outputs in Passes().run(engine, rows, batch_tokens=256, states=False):
+        found.update(zip(plan, outputs, strict=True))
+    want = TorchEngine(random_encoder(), device="cpu").pool(
+        Batch.of([row.input_ids for row in rows], [row.adapter_id for row in rows])
+    )
+    np.testing.assert_allclose(np.stack([found[i] for i in range(len(rows))]), want, atol=1e-5)
+    assert 0 < sum(gated) < 6 * 64
+
+
+def test_copies_of_the_layers_are_weighed_before_they_are_made() -> None:
+    config = tiny(num_hidden_layers=3)
+    encoder = random_encoder(config)
+    layers = sum(p.numel() for p in encoder.layers.parameters())
+    assert bytes_of_copies(encoder) == 5 * 4 * layers
+    encoder.merge_beside()
+    copied = sum(p.numel() for layers in encoder.all_layers[1:] for p in layers.parameters())
+    assert bytes_of_copies(encoder) == 4 * copied
+    assert TorchEngine(random_encoder(), device="cpu").own_pass_tokens is None  # a CPU keeps none unasked
+
+
+def test_frozen_adapters_are_compiled_once_too() -> None:
+    torch._dynamo.reset()  # type: ignore[no-untyped-call]
+    counter = CompileCounterWithBackend("eager")
+    encoder = random_encoder(tiny(num_hidden_layers=3))
+    encoder.freeze_adapters()
+    compiled = TorchEngine(encoder, device="cpu", compiler=counter)
+    plain = TorchEngine(random_encoder(tiny(num_hidden_layers=3)), device="cpu")
+    compiled.pool(batch_of([5, 9], -1)), compiled.pool(batch_of([5, 9], 0))
+    at_first = counter.frame_count
+    for lengths in SHAPES:
+        batch = batch_of(lengths, 2)
+        np.testing.assert_allclose(compiled.pool(batch), plain.pool(batch), atol=1e-5)
+    assert counter.frame_count == at_first > 0
+
+
 def test_a_batch_is_split_into_the_adapters_that_have_enough_tokens() -> None:
     lengths, tasks = MIXED
     rows = [np.full(n, 10 + i, np.int32) for i, n in enumerate(lengths)]
@@ -133,5 +179,5 @@ def test_one_merged_task_is_computed_and_others_are_refused() -> None:
     np.testing.assert_allclose(engine.pool(batch), TorchEngine(random_encoder(), device="cpu").pool(batch), atol=1e-5)
     with pytest.raises(InputError, match="must all be"):
         engine.pool(batch_of([5], -1))
-    with pytest.raises(InputError, match="merged_task must be 'each' or one of .*, got 'sorting'"):
+    with pytest.raises(InputError, match="merged_task must be 'auto', 'each', None or one of .*, got 'sorting'"):
         TorchEngine(random_encoder(), device="cpu", merged_task="sorting")

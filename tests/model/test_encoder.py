@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from polyvec.errors import InputError, WeightsError
+from polyvec.model import lora
 from polyvec.model.config import ModelConfig, tiny
 from polyvec.model.encoder import Encoder
 from polyvec.model.lora import AdaptedEmbedding, AdaptedLinear, adapter_gate
@@ -91,12 +92,73 @@ def test_merging_gives_the_same_states_and_unmerging_the_same_bits(task: int) ->
 
 
 @torch.no_grad()
+def test_frozen_adapters_give_the_same_states_and_are_no_part_of_the_model() -> None:
+    encoder, plain = random_encoder(), random_encoder()
+    encoder.freeze_adapters()
+    ids, cu_seqlens = packed(LENGTHS)
+    for tasks in (TASKS, [2] * 5, [-1] * 5):
+        want = plain(ids, cu_seqlens, torch.tensor(tasks))
+        torch.testing.assert_close(encoder(ids, cu_seqlens, torch.tensor(tasks)), want, atol=5e-6, rtol=0)
+    assert list(encoder.state_dict()) == list(plain.state_dict())
+    assert sum(p.numel() for p in encoder.parameters()) == sum(p.numel() for p in plain.parameters())
+    encoder.merge(2)
+    with pytest.raises(InputError, match="must be unmerged to be frozen, got adapter 2"):
+        encoder.freeze_adapters()
+    encoder.unmerge()
+    want = plain(ids, cu_seqlens, torch.tensor(TASKS))
+    torch.testing.assert_close(encoder(ids, cu_seqlens, torch.tensor(TASKS)), want, atol=5e-6, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(6, 8), (8, 6), (7, 7)])
+def test_a_frozen_layer_has_columns_of_whole_cache_lines_and_the_same_products(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    layer = AdaptedLinear(*shape, num_adapters=17, rank=4, dropout=0.0)  # 68 columns
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    x, gate = torch.randn(20, shape[0]), adapter_gate(torch.arange(20) % 18 - 1, 17, 4, 0.25, torch.float32)
+    want = layer(x, gate)
+    layer.freeze()
+    assert layer.num_columns == 128
+    got = layer(x, torch.nn.functional.pad(gate, (0, 60)))
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-6)
+    assert torch.equal(layer(x, None), torch.nn.functional.linear(x, layer.weight, layer.bias))
+
+
+def test_columns_filled_up_for_a_gpu_keep_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, cu_seqlens = packed(LENGTHS)
+    gradients = []
+    for step in (1, 64):
+        monkeypatch.setattr(lora, "column_step", lambda _, step=step: step)
+        encoder = random_encoder(tiny(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).train()
+        assert encoder.layers[0].mlp.fc1.num_columns == max(20, step)  # type: ignore[union-attr]
+        encoder(ids, cu_seqlens, torch.tensor(TASKS)).square().mean().backward()
+        gradients.append({name: p.grad for name, p in encoder.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_frozen_adapters_are_dropped_by_training_and_by_other_weights() -> None:
+    encoder, other = random_encoder(), random_encoder(seed=1)
+    ids, cu_seqlens = packed(LENGTHS)
+    encoder.freeze_adapters()
+    encoder.load_state_dict(other.state_dict())
+    with torch.no_grad():
+        assert torch.equal(encoder(ids, cu_seqlens, torch.tensor(TASKS)), other(ids, cu_seqlens, torch.tensor(TASKS)))
+    encoder.freeze_adapters()
+    encoder.train().eval()
+    with torch.no_grad():
+        assert torch.equal(encoder(ids, cu_seqlens, torch.tensor(TASKS)), other(ids, cu_seqlens, torch.tensor(TASKS)))
+
+
+@torch.no_grad()
 def test_rotation_sees_distances_not_positions() -> None:
     torch.manual_seed(0)
     query, key = torch.randn(1, 1, 8), torch.randn(1, 1, 8)
 
     def score(i: int, j: int) -> float:
-        at = rotary_table(torch.tensor([i, j]), 8, 20_000.0)
+        at = rotary_table(torch.tensor([i, j]), 8, 20_000.0, torch.float32)
         return float((rotate(query, at[0][:1], at[1][:1]) * rotate(key, at[0][1:], at[1][1:])).sum())
 
     assert score(3, 10) == pytest.approx(score(500, 507), abs=1e-4)

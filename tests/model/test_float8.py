@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from polyvec import Embedder
 from polyvec.errors import InputError
 from polyvec.inference.batching import Batch
 from polyvec.inference.engines import torch as engine_module
 from polyvec.inference.engines.torch import TorchEngine
+from polyvec.inference.quantize import smallest_cosine
 from polyvec.model import float8
 from polyvec.model.float8 import Float8Linear, to_float8
 from polyvec.model.lora import AdaptedLinear, adapter_gate
@@ -71,10 +75,21 @@ def test_an_engine_in_8_bits_keeps_the_vectors(anywhere: None, monkeypatch: pyte
     batch = Batch.of([np.arange(4, 40, dtype=np.int32), np.arange(9, 12, dtype=np.int32)], [0, -1])
     want = TorchEngine(random_encoder(), device="cpu").pool(batch)
     got = engine.pool(batch)
-    assert float8.smallest_cosine(torch.from_numpy(want), torch.from_numpy(got)) > 0.99
+    assert smallest_cosine(want, got) > 0.99
     assert not np.array_equal(want, got)
     with pytest.raises(InputError, match="8-bit"):
         engine._encoder.merge(0)
+
+
+def test_an_embedder_opens_it_by_the_name_that_it_has(
+    anywhere: None, monkeypatch: pytest.MonkeyPatch, model_folder: Path
+) -> None:
+    monkeypatch.setattr(engine_module, "SMALLEST_COSINE", 0.9)
+    model = Embedder(model_folder, engine="torch-float8", device="cpu")
+    assert model.engine.name == "torch-float8"
+    texts = ["the router is on", "the night train"]
+    vectors, exact = model.encode(texts), Embedder(model_folder, engine="torch", device="cpu").encode(texts)
+    assert smallest_cosine(vectors, exact) > 0.9 and not np.array_equal(vectors, exact)
 
 
 def test_weights_that_8_bits_spoil_are_refused(anywhere: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ class Poisoned:
     def __init__(self, embedder: Embedder) -> None:
         self.inner, self.config, self.name, self.batch_tokens = embedder.engine, embedder.config, "poisoned", 256
         self.lanes, self.lane, self.lane_tokens = 1, self, 256
+        self.own_pass_tokens, self.pads, self.leaves_host = None, True, False
         self.batches: list[int] = []
         self.nan = False
         self.gate = threading.Event()

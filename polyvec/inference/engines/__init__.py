@@ -25,6 +25,10 @@ class Engine(Protocol):
     Where ``lanes`` is above 1, ``lane`` is the same model on one core, which that many threads may call at a time:
     passes side by side never wait for one another, so many texts take less time, and few texts more. It is opened when
     first asked for; ``lane_tokens`` is its ``batch_tokens``, known before.
+
+    ``own_pass_tokens`` is the number of tokens of one adapter from which on a pass of its own is cheaper than a share
+    of a mixed one, or None where mixed passes cost no more. ``pads`` says that a pass computes every text to the length
+    of the longest, ``leaves_host`` that a device computes, beside which the host has time for other work.
     """
 
     config: ModelConfig
@@ -32,6 +36,9 @@ class Engine(Protocol):
     batch_tokens: int
     lanes: int
     lane_tokens: int
+    own_pass_tokens: int | None
+    pads: bool
+    leaves_host: bool
 
     @property
     def lane(self) -> Engine: ...

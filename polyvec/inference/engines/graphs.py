@@ -25,29 +25,29 @@ from polyvec.tasks import NO_ADAPTER
 
 _TOKENS = (16, 32, 64, 128, 256, 512)  # beyond, a pass takes the device longer than the host
 _TEXTS = (1, 4, 16)
-_MOST_GRAPHS = 24
+_MOST_GRAPHS = 64
 _FIRST_USES = 2  # of a bucket, which run as they are: recording takes as long as some hundred passes
 
 
 class Bucket(NamedTuple):
-    """Sizes at which a pass is recorded, and whether its texts have adapters."""
+    """Sizes at which a pass is recorded, and the adapters whose way through the weights it takes."""
 
     tokens: int
     texts: int
-    adapted: bool
+    adapters: tuple[int, ...]
 
 
-#: A pass: (N,) ids, (B+1,) offsets, (B,) task ids, a bound of the lengths, whether there are adapters -> (B, D) means.
-Pass: TypeAlias = Callable[[Tensor, Tensor, Tensor, int, bool], Tensor]
+#: A pass: (N,) ids, (B+1,) offsets, (B,) task ids, a bound of the lengths, adapters of the bucket -> (B, D) means.
+Pass: TypeAlias = Callable[[Tensor, Tensor, Tensor, int, tuple[int, ...]], Tensor]
 #: Takes a function without arguments, gives one that repeats what it did, and into the same output.
 Capture: TypeAlias = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 
 
-def bucket_of(batch: Batch, adapted: bool) -> Bucket | None:
+def bucket_of(batch: Batch, adapters: tuple[int, ...]) -> Bucket | None:
     """Return the smallest bucket that holds the batch, or None for a large one."""
     tokens = next((size for size in _TOKENS if len(batch.input_ids) <= size), None)
     texts = next((size for size in _TEXTS if len(batch.task_ids) <= size), None)
-    return None if tokens is None or texts is None else Bucket(tokens, texts, adapted)
+    return None if tokens is None or texts is None else Bucket(tokens, texts, adapters)
 
 
 def fill(batch: Batch, bucket: Bucket) -> NDArray[np.int64]:
@@ -77,9 +77,9 @@ class Graphs:
         self._recorded: OrderedDict[Bucket, tuple[Tensor, Callable[[], Tensor]]] = OrderedDict()
         self._is_working = True
 
-    def __call__(self, batch: Batch, adapted: bool) -> Tensor | None:
+    def __call__(self, batch: Batch, adapters: tuple[int, ...]) -> Tensor | None:
         """Return (B, D) means, to be read before the next call, or None where the batch is to run as it is."""
-        bucket = bucket_of(batch, adapted) if self._is_working else None
+        bucket = bucket_of(batch, adapters) if self._is_working else None
         if bucket is None:
             return None
         self._uses[bucket] += 1
@@ -94,12 +94,12 @@ class Graphs:
         return replay()[: len(batch.task_ids)]
 
     def _record(self, bucket: Bucket) -> bool:
-        tokens, texts, adapted = bucket
+        tokens, texts, adapters = bucket
         inputs = torch.zeros(tokens + 2 * texts + 3, dtype=torch.int64, device=self._device)
         inputs[-1] = tokens
         ids, tasks, offsets = inputs.split((tokens, texts + 1, texts + 2))  # type: ignore[no-untyped-call]
         try:
-            replay = self._capture(lambda: self._run(ids, offsets.int(), tasks, tokens, adapted))
+            replay = self._capture(lambda: self._run(ids, offsets.int(), tasks, tokens, adapters))
         except RuntimeError as error:
             self._is_working = False
             warnings.warn(

@@ -31,6 +31,10 @@ class OnnxEngine:
     container may use of them.
     """
 
+    own_pass_tokens: int | None = None
+    pads = True
+    leaves_host = False
+
     def __init__(self, path: str | Path, config: ModelConfig, *, threads: int | None = None) -> None:
         self.config = config
         self.name = f"onnx-{'int8' if '.int8.' in Path(path).name else 'float32'}"

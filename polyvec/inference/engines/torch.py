@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any, Literal, TypeAlias
@@ -15,6 +15,7 @@ from torch import Tensor
 from polyvec.errors import InputError
 from polyvec.inference.batching import Batch, split_by_adapter
 from polyvec.inference.engines.graphs import Graphs
+from polyvec.inference.quantize import smallest_cosine
 from polyvec.inference.threads import usable_cores
 from polyvec.model import float8
 from polyvec.model.encoder import Encoder
@@ -23,7 +24,10 @@ from polyvec.tasks import NO_ADAPTER
 
 #: Between vectors in float8 and in bfloat16, of texts of random tokens, with each adapter and without.
 SMALLEST_COSINE = 0.999
-_MERGED_TOKENS = 2048  # of one task in a batch, from which on a pass of its own is worth its start
+#: Of one task, from which on a pass of its own costs less than its share of a gated one: the host takes as long to
+#: start a pass as an H200 to compute this many tokens of the 570M shape (17 ms, measured 2026-11-26).
+_MERGED_TOKENS = 8192
+_COPIES_SHARE = 1 / 8  # of a GPU's memory, up to which copies of the layers are kept unasked: 570M on 24 GB
 _PROBE_TEXTS = 24
 _PROBE_TOKENS = 512
 
@@ -42,8 +46,10 @@ class TorchEngine:
     sizes, which takes a minute and pays on long jobs on a GPU. ``graphs`` records small batches as CUDA graphs when
     their sizes come again; it defaults to True on CUDA.
 
-    ``merged_task`` names the one task that is to be computed, whose adapter then costs nothing; with ``"each"`` the
-    layers are kept once more for every task, and texts of a batch that share a task run on its own.
+    ``merged_task`` names the one task that is to be computed, whose adapter then costs nothing. With ``"each"`` the
+    layers are kept once more for every task: a pass whose texts share a task costs what one without adapters does, and
+    only what is left over goes through all adapters at once. With None nothing is merged. ``"auto"`` is ``"each"`` on a
+    GPU of whose memory the copies take at most an eighth, else None; in bfloat16 the two ways round differently.
     """
 
     def __init__(
@@ -54,7 +60,7 @@ class TorchEngine:
         dtype: torch.dtype | Literal["float8"] | None = None,
         compiler: str | Callable[..., Any] | None = None,
         graphs: bool | None = None,
-        merged_task: str | None = None,
+        merged_task: str | None = "auto",
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         is_cuda = self.device.type == "cuda"
@@ -70,15 +76,22 @@ class TorchEngine:
         self.batch_tokens = self.lane_tokens = 32768 if is_cuda else 1024
         self.name = f"torch-{dtype if isinstance(dtype, str) else str(self.dtype).removeprefix('torch.')}"
         self._queue = Lock()
-        if merged_task not in (None, "each", *self.config.tasks):
+        if merged_task not in (None, "auto", "each", *self.config.tasks):
             names = ", ".join(self.config.tasks)
-            raise InputError(f"merged_task must be 'each' or one of {names}, got {merged_task!r}")
+            raise InputError(f"merged_task must be 'auto', 'each', None or one of {names}, got {merged_task!r}")
         if merged_task in self.config.tasks:
             encoder.merge(self.config.tasks.index(merged_task))
         self._encoder = encoder.to(self.device, self.dtype).eval()
-        self._splits = merged_task == "each"
-        if self._splits:
+        if merged_task == "auto" and is_cuda and encoder.merged_task is None:
+            memory = torch.cuda.get_device_properties(self.device).total_memory
+            merged_task = "each" if bytes_of_copies(encoder) <= memory * _COPIES_SHARE else None
+        self.own_pass_tokens = _MERGED_TOKENS if merged_task == "each" else None
+        self.leaves_host = is_cuda
+        self.pads = not is_cuda  # attention alone, and nothing where there is its packed kernel
+        if merged_task == "each":
             self._encoder.merge_beside()
+        if is_cuda and encoder.merged_task is None:
+            self._encoder.freeze_adapters()
         self._graphs: Graphs | None = None
         if dtype == "float8":
             self._turn_to_float8()
@@ -99,15 +112,15 @@ class TorchEngine:
         """Return (B, D) mean-pooled vectors, neither truncated nor normalised."""
         with _out_of_memory():
             if self._graphs is not None:
-                adapted = self._encoder.needs_gate(batch.adapters)
+                way = self._way(batch.adapters)
                 with self._queue:
-                    means = self._graphs(batch, adapted)
+                    means = self._graphs(batch, way)
                     recorded = None if means is None else self._fetch(means)
                 if recorded is not None:
                     return _read(*recorded)
-            if not self._splits or len(batch.adapters) == 1:
+            if self.own_pass_tokens is None or len(batch.adapters) == 1:
                 return _read(*self._start(batch, mean_pool))
-            parts = split_by_adapter(batch, least_tokens=_MERGED_TOKENS)
+            parts = split_by_adapter(batch, least_tokens=self.own_pass_tokens)
             started = [(places, self._start(part, mean_pool)) for places, part in parts]
             vectors = np.empty((len(batch.task_ids), self.config.hidden_size), np.float32)
             for places, outputs in started:
@@ -145,18 +158,24 @@ class TorchEngine:
         probe = Batch.of(rows, [adapters[i % len(adapters)] for i in range(len(rows))])
         want = self.pool(probe)
         float8.to_float8_layers(self._encoder)
-        found = float8.smallest_cosine(torch.from_numpy(want), torch.from_numpy(self.pool(probe)))
+        found = smallest_cosine(want, self.pool(probe))
         if not found >= SMALLEST_COSINE:
             raise InputError(
                 f"dtype 'float8' must keep a cosine of {SMALLEST_COSINE} to {self.dtype}, got {found:.5f} with these "
                 "weights; open the engine with torch.bfloat16"
             )
 
+    def _way(self, adapters: Sequence[int]) -> tuple[int, ...]:
+        """Return adapters that stand for all whose pass takes the same weights."""
+        if not self._encoder.needs_gate(adapters):
+            return (NO_ADAPTER,)
+        return tuple(adapters) if self.own_pass_tokens is not None and len(adapters) == 1 else (0, NO_ADAPTER)
+
     def _recordable(
-        self, input_ids: Tensor, cu_seqlens: Tensor, task_ids: Tensor, max_seqlen: int, adapted: bool
+        self, input_ids: Tensor, cu_seqlens: Tensor, task_ids: Tensor, max_seqlen: int, way: tuple[int, ...]
     ) -> Tensor:
         merged = self._encoder.merged_task
-        adapters = (0, NO_ADAPTER) if adapted else (NO_ADAPTER if merged is None else merged,)  # of any number of tasks
+        adapters = way if merged is None else (merged,)
         states = self._encoder(input_ids, cu_seqlens, task_ids, max_seqlen=max_seqlen, adapters=adapters)
         return mean_pool(states, cu_seqlens)
 
@@ -174,6 +193,12 @@ class TorchEngine:
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record(torch.cuda.current_stream(self.device))
         return outputs, done
+
+
+def bytes_of_copies(encoder: Encoder) -> int:
+    """Return the bytes of a copy of the layers for each task."""
+    layers = sum(parameter.numel() * parameter.element_size() for parameter in encoder.layers.parameters())
+    return layers * len(encoder.config.tasks)
 
 
 def _read(outputs: Tensor, done: torch.cuda.Event | None) -> NDArray[np.float32]:
