@@ -112,12 +112,12 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
         dist.all_reduce(parameter.grad)
 
 
-def sum_scalar(value: float) -> float:
-    if world_size() == 1:
-        return value
-    total = torch.tensor(value, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(total)
-    return float(total)
+def sums(values: Tensor) -> list[float]:
+    """Return (n,) numbers of this process's device, each summed over the processes, after one wait for the device."""
+    values = values.double()
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return [float(value) for value in values.tolist()]
 
 
 def shard(model: nn.Module, layers: Iterable[nn.Module]) -> None:

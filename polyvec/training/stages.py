@@ -35,7 +35,7 @@ from polyvec.training.loop import Schedule, train
 from polyvec.training.mlm import MaskedLanguageModel
 from polyvec.training.objectives import objective
 from polyvec.training.own_adapter import ADAPTERS, add_tasks, new_tasks
-from polyvec.training.progress import draw_losses, write_tensorboard
+from polyvec.training.progress import draw_losses, live_tensorboard
 from polyvec.training.run import Run
 from polyvec.training.utilisation import Work, measured_peak
 from polyvec.training.windows import MaskedWindows, read_windows
@@ -80,24 +80,31 @@ def run_stage(
         groups, shares, work, left_out = _prepare(run, encoder, tokenizer, datasets)
         for sentence in left_out:
             notice(sentence)
-        with _plain_errors(output):
+        log_path = output / "training.jsonl"
+        with _plain_errors(output), live_tensorboard(log_path, output / "tensorboard") as add:
+
+            def told(row: dict[str, float]) -> None:
+                add(row)
+                if report:
+                    report(row)
+
             output.mkdir(parents=True, exist_ok=True)
             losses = train(
                 groups,
                 shares,
                 Schedule(steps=run.steps, learning_rate=run.learning_rate, warmup_steps=run.warmup_steps),
-                log_path=output / "training.jsonl",
+                log_path=log_path,
                 log_every=min(20, run.steps),
                 checkpoint=checkpoint,
                 average=run.average,
                 work=work,
                 peak=measured_peak(device, bf16=run.bf16),
-                report=report,
+                report=told,
+                names={parameter: name for name, parameter in encoder.named_parameters()},
             )
             state = {name: distributed.whole(tensor).cpu() for name, tensor in encoder.state_dict().items()}
             if distributed.is_first():
-                draw_losses(output / "training.jsonl", output / "training.svg")
-                write_tensorboard(output / "training.jsonl", output / "tensorboard")
+                draw_losses(log_path, output / "training.svg")
                 trained = Encoder(released)
                 trained.load_state_dict(state)
                 save_encoder(trained.eval(), output)
