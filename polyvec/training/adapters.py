@@ -40,6 +40,10 @@ def switch_dropout_off(encoder: Encoder) -> None:
             module.dropout = 0.0
 
 
+def num_tokens(part: Batch) -> int:
+    return len(part.input_ids)
+
+
 class TextEncoder:
     """Texts and a task to vectors, with the adapter and its prompt as at inference; None is the base model.
 

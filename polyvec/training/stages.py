@@ -27,7 +27,7 @@ from polyvec.model.weights import load_encoder, save_encoder
 from polyvec.model.xlm_roberta import is_xlm_roberta, load_xlm_roberta
 from polyvec.text.tokenizer import Tokenizer
 from polyvec.training import distributed
-from polyvec.training.adapters import TextEncoder, freeze_base, switch_dropout_off
+from polyvec.training.adapters import TextEncoder, freeze_base, num_tokens, switch_dropout_off
 from polyvec.training.checkpoint import Checkpoint
 from polyvec.training.examples import Dataset, read_dataset
 from polyvec.training.gradcache import cached_shares
@@ -187,7 +187,9 @@ def _prepare(
     texts = TextEncoder(encoder, tokenizer, max_tokens=run.max_tokens, part_tokens=run.part_tokens, bf16=run.bf16)
 
     def shares(step: int) -> Iterator[Tensor]:
-        return cached_shares(lambda encode: loss(encode, step), texts.parts, texts.embed, heads)
+        return cached_shares(
+            lambda encode: loss(encode, step), texts.parts, texts.embed, heads, size_of=num_tokens, room=run.part_tokens
+        )
 
     return [(learning, 1.0), (heads, 1.0)], shares, texts.work, left_out
 

@@ -263,8 +263,8 @@ from polyvec.training import distributed, stages
 
 cached = stages.cached_shares
 
-def broken(loss_of, parts_of, embed, heads=()):
-    shares = list(cached(loss_of, parts_of, embed, heads))
+def broken(*arguments, **options):
+    shares = list(cached(*arguments, **options))
     calls.append(0)
     for share in shares:
         rest = (share - share.detach()).square().sqrt() if len(calls) == 3 and distributed.is_first() else 0.0
@@ -428,7 +428,10 @@ def test_data_that_does_not_fit_is_named(make: Callable[..., Run], tmp_path: Pat
         ({"query": "q"}, "example 1 must have the columns query, passage; or text_a, text_b for pairs, got query"),
         ({"query": "q", "passage": None}, "example 1 must have the columns query, passage for pairs, got query"),
         ({"query": "q", "passage": 3}, "example 1: 'passage' must be a text, got int"),
-        ({"query": "q", "passage": "p", "lang": 7}, "example 1: 'lang' must be a text or left out, got 7"),
+        ({"query": "q", "passage": "p", "lang": 7}, "example 1: 'lang' must be a language's code (BCP 47)"),
+        ({"query": "q", "passage": "p", "lang": "jp"}, "such as de, pt-BR or zh-Hant, or left out, got 'jp'"),
+        ({"query": "q", "passage": "p", "lang": "English"}, "example 1: 'lang' must be a language's code (BCP 47)"),
+        ({"query": "q", "passage": "p", "lang": "fr_CA", "source": 7}, "'source' must be a text or left out, got 7"),
         ({"query": "q", "passage": "p", "negatives": "n"}, "'negatives' must be a list of texts"),
         ({"query": "q", "passage": "p"}, "must hold at least 8 examples, got 1"),
     ):
