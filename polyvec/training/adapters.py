@@ -78,7 +78,7 @@ class TextEncoder:
         )
         if torch.is_grad_enabled():
             self.work.add(self.encoder.config, np.diff(part.cu_seqlens).tolist(), trains_base=self._trains_base)
-        with training_kernels(device, bf16=self.bf16):
+        with training_kernels(device, bf16=self.bf16, longest=part.max_seqlen):
             states = self.encoder(input_ids, cu_seqlens, task_ids, max_seqlen=part.max_seqlen, adapters=part.adapters)
             return mean_pool(states, cu_seqlens)
 

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from polyvec.atomic import whole_file
 from polyvec.training import distributed
 from polyvec.training.checkpoint import Checkpoint
+from polyvec.training.kernels import SHORT_TOKENS, keeps_scores
 from polyvec.training.utilisation import Work
 
 
@@ -177,17 +178,16 @@ def _sigterm(*, catch: bool) -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def training_kernels(device: torch.device, *, bf16: bool) -> Iterator[None]:
-    """Run what is inside with the kernels that train short texts fastest on ``device``.
+def training_kernels(device: torch.device, *, bf16: bool, longest: float = math.inf) -> Iterator[None]:
+    """Run what is inside with the kernels that train texts of up to ``longest`` tokens fastest on ``device``.
 
     ``bf16`` multiplies in bfloat16, which pays on a GPU and on a processor with instructions for it (AVX-512 BF16,
-    AMX), and costs a hundredfold on others. On a CPU attention keeps its T x T scores: the backward pass of the fused
-    kernel takes a third of a step of texts of up to about 128 tokens (measured 2026-11-24 on two cores: 2,200 tokens/s
-    fused, 3,300 so).
+    AMX), and costs a hundredfold on others. Attention is fused, but for short texts on a CPU that was measured to train
+    them faster otherwise (``kernels``).
     """
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        if device.type == "cpu":
-            with sdpa_kernel(SDPBackend.MATH):
-                yield
-        else:
-            yield
+    kept = device.type == "cpu" and longest <= SHORT_TOKENS and keeps_scores(bf16=bf16)
+    with (
+        torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+        sdpa_kernel(SDPBackend.MATH) if kept else nullcontext(),
+    ):
+        yield

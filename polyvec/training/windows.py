@@ -25,6 +25,7 @@ from polyvec.inputs import input_state
 from polyvec.text.tokenizer import Tokenizer
 from polyvec.training import distributed
 from polyvec.training.examples import COLUMNS, Dataset, Rows, cached, datasets_library, left_out_of, read_examples
+from polyvec.training.loop import training_kernels
 from polyvec.training.mlm import MaskedLanguageModel
 from polyvec.training.run import Run
 from polyvec.training.utilisation import Work, head_flops
@@ -132,7 +133,7 @@ class MaskedWindows:
                 self.work.flops += 3 * head_flops(config, len(places))
             cu_seqlens = np.cumsum([0, *lengths], dtype=np.int32)
             arrays = (torch.from_numpy(array).to(device) for array in (ids, cu_seqlens, places, labels[places]))
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.run.bf16):
+            with training_kernels(device, bf16=self.run.bf16, longest=max(lengths)):
                 total = model(*arrays, max_seqlen=max(lengths))
             yield total * (float(turn < own) / hidden)
         if step + 1 < self.run.steps:  # a GPU is still at work on this step
