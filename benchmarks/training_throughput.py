@@ -13,10 +13,11 @@ token is one that a text has: padding counts for nobody, and what is embedded tw
 whose peak is that of square products in this run. The first steps are not timed. Before anything is, one batch must
 have the same loss in all, of pairs and of masked words (the head copied). The 570M shape has random weights.
 
-On a CPU every run is its own process. On a GPU, where a process takes as long to start as to measure, all are one.
-Repeats alternate; a GPU, which nobody shares, gets one. After ``--seconds`` no further run is started. Every line goes
-to ``--out`` as it is known. Needs the ``train`` extra, transformers, sentence-transformers and accelerate; examples are
-in memory, so ``datasets`` is not read.
+On a CPU every run is its own process; ``--core`` measures one thread by the time of its core, where a machine is not
+quiet. On a GPU, where a process takes as long to start as to measure, all are one. Repeats alternate; a GPU, which
+nobody shares, gets one. After ``--seconds`` no further run is started. Every line goes to ``--out`` as it is known.
+Needs the ``train`` extra, transformers, sentence-transformers and accelerate; examples are in memory, so ``datasets``
+is not read.
 """
 
 from __future__ import annotations
@@ -50,6 +51,12 @@ WHOLE = 2**17  # tokens: more than any batch here has
 SKIPPED = 2  # steps before the clock starts
 MAX_TOKENS = 256
 TEMPERATURE = 0.05
+CORE = "--core" in sys.argv
+
+
+def clock() -> float:
+    """Return seconds: with ``--core`` those of the processor that this process has used."""
+    return time.process_time() if CORE else time.perf_counter()
 
 
 class Stopped(Exception):
@@ -122,13 +129,13 @@ def polyvec_run(job: str, folder: Path, options: argparse.Namespace, *, part_tok
 
     def watched(groups: Any, shares: Any, *args: Any, work: Any, **kwargs: Any) -> Any:
         def timed(number: int) -> Any:
-            marks.append(time.perf_counter())
+            marks.append(clock())
             done.append((work.tokens, work.flops))
             return shares(number)
 
         losses = train(groups, timed, *args, work=work, **{**kwargs, "checkpoint": None, "report": None})
         synchronize(options.device)
-        marks.append(time.perf_counter())
+        marks.append(clock())
         done.append((work.tokens, work.flops))
         raise Stopped(losses)
 
@@ -173,12 +180,12 @@ class Watch:
 
         class Clock(TrainerCallback):
             def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-                watch.marks.append(time.perf_counter())
+                watch.marks.append(clock())
 
             def on_step_end(self, args: Any, state: Any, *others: Any, **kwargs: Any) -> None:
                 if state.global_step == args.max_steps:
                     synchronize(watch.device)
-                    watch.marks.append(time.perf_counter())
+                    watch.marks.append(clock())
 
             def on_log(self, *args: Any, logs: dict[str, float], **kwargs: Any) -> None:
                 watch.losses += [logs["loss"]] if "loss" in logs else []
@@ -322,6 +329,10 @@ def masked_losses(folder: Path, options: argparse.Namespace) -> dict[str, float]
 
 
 def measure(job: str, way: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    if CORE:
+        import torch
+
+        torch.set_num_threads(1)
     if job == CHECK:
         return masked_losses(folder, options)
     if way.startswith("polyvec"):
@@ -351,6 +362,7 @@ def run_one(job: str, way: str, folder: Path, options: argparse.Namespace) -> di
         return {**measured, "peak_mb": torch.cuda.max_memory_allocated() / 2**20 if on_gpu else np.nan}
     values = {name: getattr(options, name) for name in ("batch", "steps", "part_tokens", "mini_batch", "device")}
     command = [sys.executable, __file__, "--one", json.dumps([job, way, str(folder), values])]
+    command += ["--core"] if CORE else []
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{job}, {way}:\n{done.stderr}")
@@ -436,6 +448,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="File to which every line is added.")
     for name in ("texts", "steps", "repeats", "part-tokens", "mini-batch"):
         parser.add_argument(f"--{name}", type=int, default=0)
+    parser.add_argument(
+        "--core", action="store_true", help="One thread, by the seconds of its core: where others work."
+    )
     parser.add_argument("--together", action="store_true", help="All runs in one process, as on a GPU.")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()

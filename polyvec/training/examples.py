@@ -68,7 +68,9 @@ class Dataset:
 
     def walk(self, *columns: str) -> Iterator[tuple[Any, ...]]:
         """Yield these columns of every example, in order."""
-        for block in self.rows.select_columns(list(columns)).iter(_BLOCK):
+        rows = self.rows.select_columns(list(columns))
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
             yield from zip(*(block[column] for column in columns), strict=True)
 
     def embeddings(self, numbers: Sequence[int]) -> NDArray[np.float32]:
@@ -113,10 +115,6 @@ class Rows:
     def with_format(self, kind: str, columns: Sequence[str]) -> Rows:
         assert kind == "numpy", kind
         return Rows({name: self._columns[name] for name in columns}, as_arrays=True)
-
-    def iter(self, size: int) -> Iterator[dict[str, Any]]:
-        for start in range(0, len(self), size):
-            yield self[start : start + size]
 
 
 def read_dataset(source: str, stage: str, records: list[Record] | None = None) -> Dataset:

@@ -1,4 +1,5 @@
-"""Which of torch's attention kernels trains short texts faster on this processor: measured once, then remembered.
+"""What a CPU trains faster with: the attention kernel of short texts, measured once and remembered, and freed memory
+that the process keeps.
 
 The fused kernel never holds the T x T scores of a text, but its backward pass over short ones has been seen to take a
 third of a training step (2026-11-24, AVX-512: 2,200 tokens/s fused, 3,300 with scores kept), and seen to take less than
@@ -9,6 +10,8 @@ Shape letters: B texts, H heads, T tokens, K head width.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import time
 from functools import cache
 from statistics import median
@@ -24,6 +27,21 @@ _CHOICES = {"fused": SDPBackend.FLASH_ATTENTION, "scores kept": SDPBackend.MATH}
 _GAIN = 1.1  # keeping scores must be this much faster: memory grows with it
 _TOKENS, _SHAPE = 2048, (12, 64, 32)  # of the measurement: B x T, and (H, T, K) as polyvec-mini has them
 _REPEATS = 5
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+_KEPT_BYTES = 2**31 - 1  # a C int holds no more
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees, where the C library can be told.
+
+    Tensors of tens of megabytes, such as a gradient of the word table, are else given back to the system after every
+    use and zeroed page by page at the next: 15 % of a step of masked words (2026-11-26, polyvec-mini on one AMX core).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES // 2)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 @cache

@@ -31,6 +31,7 @@ from polyvec.training.adapters import TextEncoder, freeze_base, num_tokens, swit
 from polyvec.training.checkpoint import Checkpoint
 from polyvec.training.examples import Dataset, read_dataset
 from polyvec.training.gradcache import cached_shares
+from polyvec.training.kernels import keep_freed_memory
 from polyvec.training.loop import Schedule, train
 from polyvec.training.mlm import MaskedLanguageModel
 from polyvec.training.objectives import objective
@@ -62,6 +63,8 @@ def run_stage(
     """
     with distributed.processes() as device:
         torch.manual_seed(run.seed)
+        if device.type == "cpu":
+            keep_freed_memory()
         output = Path(run.output)
         checkpoint = Checkpoint(output / "checkpoint.safetensors", every=run.save_every, run=asdict(run))
         if not checkpoint.path.exists():
