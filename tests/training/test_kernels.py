@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +51,19 @@ def test_the_measurement_is_remembered(timed: list[SDPBackend]) -> None:
     count = len(timed)
     kernels.keeps_scores.cache_clear()
     assert kernels.keeps_scores(bf16=True) and len(timed) == count
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs the C library of GNU")
+@pytest.mark.parametrize("kept", [True, False])
+def test_freed_memory_stays_where_it_is_asked_for(kept: bool) -> None:
+    program = (
+        "import resource, sys, torch; from polyvec.training.kernels import keep_freed_memory\n"
+        f"if {kept}: keep_freed_memory()\n"
+        "def resident(): return int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize()\n"
+        "before = resident(); torch.ones(25_000_000); print(resident() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (int(done.stdout) > 90_000_000) == kept
 
 
 def test_a_real_measurement_times_both() -> None:
