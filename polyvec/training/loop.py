@@ -98,11 +98,11 @@ def train(
                 shares.append(share.detach())
             total = torch.stack(shares).sum()
             distributed.sum_gradients(parameters)
-            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            norm = distributed.gradient_norm(parameters).to(total)
             # Asked once a step and of all: a signal reaches one process, and all must save together.
             asked = total.new_full((), float(stopping()))
             # The one wait for the device in a step.
-            loss, size, stops = distributed.sums(torch.stack((total, distributed.whole(norm).to(total), asked)))
+            loss, size, stops = distributed.sums(torch.stack((total, norm, asked)))
             if not math.isfinite(loss):
                 raise FloatingPointError(f"loss must be finite, got {loss} at step {step}; lower learning_rate")
             if not math.isfinite(size):
@@ -111,7 +111,7 @@ def train(
                     f"gradients must be finite, got {size} as their norm at step {step}, first in {where}; lower "
                     "learning_rate"
                 )
-            nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+            distributed.clip_gradients(parameters, max_grad_norm, norm)
             optimizer.step()
             # Early on the mean of what there is: the start would weigh on a short run for long.
             kept = min(average, len(losses) / (len(losses) + 1))
