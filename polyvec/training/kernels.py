@@ -1,9 +1,9 @@
 """What a CPU trains faster with: the attention kernel of short texts, measured once and remembered, and freed memory
 that the process keeps.
 
-The fused kernel never holds the T x T scores of a text, but in bfloat16 its backward pass over short ones was seen to take
-a third of a training step (2026-11-24, AVX-512 BF16: 2,200 tokens/s fused, 3,300 with scores kept). In float32 it was
-faster at every length (2026-11-26, AMX).
+The fused kernel never holds the T x T scores of a text, but in bfloat16 its backward pass over short ones was seen to
+take a third of a training step (2026-11-24, AVX-512 BF16: 2,200 tokens/s fused, 3,300 with scores kept). In float32 it
+was level up to 48 tokens and faster beyond (2026-11-26, AMX).
 
 Shape letters: B texts, H heads, T tokens, K head width.
 """
