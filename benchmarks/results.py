@@ -263,7 +263,10 @@ def page(cells: Cells, speed: Row | None, commit: str) -> str:
         section(
             "Failure cases",
             "`polyvec train cases` over the retrieval questions: the answer among passages with the query's words\n"
-            "(overlap), or about another bearer of a name (entities).",
+            "(overlap), or about another bearer of a name (entities). Over the inferences of `train/nli.parquet`, in\n"
+            "Indonesian and Persian, which mini's retrieval adapters have not read: whether a statement holds, among\n"
+            "what the same premise contradicts or leaves open (polar). The fourth kind, worse answers to the same\n"
+            "question (quality), is made from rated answers, and none are at hand.",
             by_language(cells, "failure-cases"),
         ),
         section(

@@ -1,19 +1,23 @@
 """Tokens a second of a training step: polyvec train against the trainers that people use, same weights, same texts.
 
-    python benchmarks/training_throughput.py [--texts 4000] [--batch 32] [--steps 8] [--repeats 3]
-    python benchmarks/training_throughput.py --device cuda --shapes mini 570m
+    python benchmarks/training_throughput.py [--texts 4000] [--batch 32] [--steps 8] [--repeats 3] [--out FILE]
+    python benchmarks/training_throughput.py --device cuda --shapes mini 570m --seconds 100 --out FILE
 
 Masked words: transformers' ``Trainer`` over its own JinaEmbeddingsV3 (whole batch padded, dynamic padding). Pairs:
 sentence-transformers' model and its MultipleNegativesRankingLoss in both directions under MatryoshkaLoss, and its
-cached form, which like ours needs the memory of one part, in that same ``Trainer``, from which sentence-transformers'
-own derives (and needs the package ``datasets``). Dropout off, AdamW, texts of log-normal length; float32 on a CPU,
-bfloat16 by autocast on a GPU. A token is one that a text has: padding counts for nobody, and what is embedded twice
-counts once, in tokens and in MFU, whose peak is that of square products in this run. The first steps are not timed.
-Before anything is, the pair trainers must give one batch the same loss. The 570M shape has random weights.
+cached form, in that same ``Trainer``, from which sentence-transformers' own derives (and needs the package
+``datasets``). Ours runs twice too: with the memory of the whole batch, as they do without the cache, and in parts, as
+with it. Dropout off, AdamW, texts of log-normal length; float32 on a CPU, bfloat16 by autocast on a GPU. Both sides
+take torch's own attention: theirs scaled-dot-product over padded rows, ours that or, on a GPU, the packed kernel. A
+token is one that a text has: padding counts for nobody, and what is embedded twice counts once, in tokens and in MFU,
+whose peak is that of square products in this run. The first steps are not timed. Before anything is, one batch must
+have the same loss in all, of pairs and of masked words (the head copied). The 570M shape has random weights.
 
-On a CPU every run is its own process. On a GPU, where a process takes as long to start as to measure, all are one.
-Repeats alternate; a GPU, which nobody shares, gets one. Needs the ``train`` extra, transformers, sentence-transformers
-and accelerate.
+On a CPU every run is its own process; ``--core`` measures one thread by the time of its core, where a machine is not
+quiet. On a GPU, where a process takes as long to start as to measure, all are one. Repeats alternate; a GPU, which
+nobody shares, gets one. After ``--seconds`` no further run is started. Every line goes to ``--out`` as it is known.
+Needs the ``train`` extra, transformers, sentence-transformers and accelerate; examples are in memory, so ``datasets``
+is not read.
 """
 
 from __future__ import annotations
@@ -21,10 +25,12 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,13 +40,23 @@ from common import randomise, where
 
 WAYS = {
     "masked words": ("polyvec", "transformers Trainer"),
-    "pairs": ("polyvec", "sentence-transformers", "sentence-transformers, cached"),
+    "pairs": ("polyvec", "sentence-transformers", "polyvec, in parts", "sentence-transformers, cached"),
 }
-#: Texts or pairs a step on a GPU, as many as let the peers, who keep what ours computes again, fit into 80 GB.
-GPU_BATCHES = {"tiny": (64, 64), "mini": (256, 256), "570m": (32, 64)}
+CHECK = "one batch of masked words"
+#: Texts or pairs a step on a GPU, as many as let the peers, who make logits of every token and keep every padded state,
+#: fit into 80 GB; and the steps that are timed.
+GPU_BATCHES = {"tiny": (64, 64), "mini": (256, 256), "570m": (48, 64)}
+GPU_STEPS = {"tiny": 8, "mini": 40, "570m": 8}
+WHOLE = 2**17  # tokens: more than any batch here has
 SKIPPED = 2  # steps before the clock starts
 MAX_TOKENS = 256
 TEMPERATURE = 0.05
+CORE = "--core" in sys.argv
+
+
+def clock() -> float:
+    """Return seconds: with ``--core`` those of the processor that this process has used."""
+    return time.process_time() if CORE else time.perf_counter()
 
 
 class Stopped(Exception):
@@ -101,7 +117,7 @@ def result(marks: list[float], tokens: list[int], flops: list[float], losses: li
     }
 
 
-def polyvec_run(job: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
+def polyvec_run(job: str, folder: Path, options: argparse.Namespace, *, part_tokens: int) -> dict[str, float]:
     from polyvec.training import stages
     from polyvec.training.run import Run
 
@@ -113,13 +129,13 @@ def polyvec_run(job: str, folder: Path, options: argparse.Namespace) -> dict[str
 
     def watched(groups: Any, shares: Any, *args: Any, work: Any, **kwargs: Any) -> Any:
         def timed(number: int) -> Any:
-            marks.append(time.perf_counter())
+            marks.append(clock())
             done.append((work.tokens, work.flops))
             return shares(number)
 
-        losses = train(groups, timed, *args, work=work, **{**kwargs, "checkpoint": None})
+        losses = train(groups, timed, *args, work=work, **{**kwargs, "checkpoint": None, "report": None})
         synchronize(options.device)
-        marks.append(time.perf_counter())
+        marks.append(clock())
         done.append((work.tokens, work.flops))
         raise Stopped(losses)
 
@@ -129,7 +145,7 @@ def polyvec_run(job: str, folder: Path, options: argparse.Namespace) -> dict[str
             run = Run(
                 stage=stage, model=str(folder / "ours"), data=(name,), output=str(Path(output) / "out"), steps=steps,
                 batch_size=options.batch, max_tokens=MAX_TOKENS, learning_rate=1e-5, save_every=steps,
-                part_tokens=options.part_tokens, bf16=options.device == "cuda",
+                part_tokens=part_tokens, bf16=options.device == "cuda",
             )  # fmt: skip
             stages.run_stage(run, records=read_rows(folder))
         raise AssertionError("train was not called")
@@ -164,11 +180,12 @@ class Watch:
 
         class Clock(TrainerCallback):
             def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-                watch.marks.append(time.perf_counter())
+                watch.marks.append(clock())
 
-            def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-                synchronize(watch.device)
-                watch.marks.append(time.perf_counter())
+            def on_step_end(self, args: Any, state: Any, *others: Any, **kwargs: Any) -> None:
+                if state.global_step == args.max_steps:
+                    synchronize(watch.device)
+                    watch.marks.append(clock())
 
             def on_log(self, *args: Any, logs: dict[str, float], **kwargs: Any) -> None:
                 watch.losses += [logs["loss"]] if "loss" in logs else []
@@ -188,11 +205,12 @@ class Watch:
 def arguments_of(output: str, options: argparse.Namespace) -> Any:
     from transformers import TrainingArguments
 
+    steps = options.steps + SKIPPED
     return TrainingArguments(
-        output_dir=output, max_steps=options.steps + SKIPPED, per_device_train_batch_size=options.batch,
+        output_dir=output, max_steps=steps, per_device_train_batch_size=options.batch,
         learning_rate=1e-5, use_cpu=options.device == "cpu", bf16=options.device == "cuda", report_to=[],
-        save_strategy="no", logging_steps=1, disable_tqdm=True, remove_unused_columns=False,
-        dataloader_pin_memory=options.device == "cuda",
+        save_strategy="no", logging_steps=1 if options.steps == 1 else steps, disable_tqdm=True,
+        remove_unused_columns=False, dataloader_pin_memory=options.device == "cuda",
     )  # fmt: skip
 
 
@@ -272,30 +290,79 @@ def trainer_pairs(folder: Path, options: argparse.Namespace, *, cached: bool) ->
     return watch.result()
 
 
+def masked_losses(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Return the loss of one batch of masked words in both models, under one head."""
+    import torch
+    from transformers import JinaEmbeddingsV3ForMaskedLM
+
+    from polyvec.data.masking import IGNORED, mask_words, word_starts
+    from polyvec.model.weights import load_encoder
+    from polyvec.text.tokenizer import Tokenizer
+    from polyvec.training.mlm import MaskedLanguageModel
+
+    encoder = load_encoder(folder / "ours")
+    config = encoder.config
+    tokenizer = Tokenizer.from_file(folder / "ours" / "tokenizer.json", **config.tokenizer_ids)
+    mask, rng = config.vocab_size - 1, np.random.default_rng(0)
+    rows = []
+    for text in [row["text"] for row in read_rows(folder)["texts"]][: options.batch]:
+        encoding = tokenizer.encode(text, max_tokens=MAX_TOKENS)
+        rows.append(mask_words(encoding.input_ids, word_starts(text, encoding), rng, rate=0.3, mask_token_id=mask))
+    ids, labels = (torch.from_numpy(np.concatenate(side)).long() for side in zip(*rows, strict=True))
+    offsets = torch.tensor([0, *(len(row) for row, _ in rows)]).cumsum(0).int()
+    places = (labels != IGNORED).nonzero().squeeze(1)
+    padded = [
+        torch.nn.utils.rnn.pad_sequence([part.long() for part in side.split(offsets.diff().tolist())], True, value)
+        for side, value in ((ids, config.pad_token_id), (labels, IGNORED), (torch.ones_like(ids), 0))
+    ]
+    ours = MaskedLanguageModel(encoder.eval()).to(options.device)
+    theirs: Any = JinaEmbeddingsV3ForMaskedLM.from_pretrained(folder / "hf", dtype=torch.float32)
+    theirs = theirs.eval().to(options.device)
+    with torch.no_grad(), torch.autocast(options.device, torch.bfloat16, enabled=options.device == "cuda"):
+        theirs.lm_head.dense.load_state_dict(ours.dense.state_dict())
+        theirs.lm_head.layer_norm.load_state_dict(ours.norm.state_dict())
+        theirs.lm_head.decoder.bias.copy_(ours.bias)
+        own = ours(*(part.to(options.device) for part in (ids, offsets, places, labels[places]))) / len(places)
+        inputs = dict(zip(("input_ids", "labels", "attention_mask"), padded, strict=True))
+        peer = theirs(**{name: part.to(options.device) for name, part in inputs.items()}).loss
+    return {"polyvec": float(own), "transformers": float(peer)}
+
+
 def measure(job: str, way: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    if way == "polyvec":
-        return polyvec_run(job, folder, options)
+    if CORE:
+        import torch
+
+        torch.set_num_threads(1)
+    if job == CHECK:
+        return masked_losses(folder, options)
+    if way.startswith("polyvec"):
+        in_parts = way.endswith("parts") or (job == "masked words" and options.device == "cpu")
+        return polyvec_run(job, folder, options, part_tokens=options.part_tokens if in_parts else WHOLE)
     if job == "masked words":
         return trainer_mlm(folder, options)
     return trainer_pairs(folder, options, cached=way.endswith("cached"))
 
 
 def run_one(job: str, way: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Return what ``measure`` does: on a CPU in a process of its own, on a GPU here, with the peak of its memory."""
-    if options.device == "cuda":
+    """Return what ``measure`` does: in a process of its own or, ``together``, in this one; of a GPU with the peak of
+    its memory."""
+    if options.together:
         import torch
 
+        on_gpu = options.device == "cuda"
         gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+        if on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         try:
             measured = measure(job, way, folder, options)
         except torch.OutOfMemoryError as error:
             print(f"{job}, {way}: {error}", file=sys.stderr)
             return {"tokens_per_second": 0.0, "flops_per_second": 0.0, "peak_mb": float("inf"), "first_loss": np.nan}
-        return {**measured, "peak_mb": torch.cuda.max_memory_allocated() / 2**20}
+        return {**measured, "peak_mb": torch.cuda.max_memory_allocated() / 2**20 if on_gpu else np.nan}
     values = {name: getattr(options, name) for name in ("batch", "steps", "part_tokens", "mini_batch", "device")}
     command = [sys.executable, __file__, "--one", json.dumps([job, way, str(folder), values])]
+    command += ["--core"] if CORE else []
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{job}, {way}:\n{done.stderr}")
@@ -303,49 +370,73 @@ def run_one(job: str, way: str, folder: Path, options: argparse.Namespace) -> di
     return found
 
 
-def of_shape(shape: str, options: argparse.Namespace) -> None:
-    """Measure every trainer on one shape and print its rows."""
+def of_shape(shape: str, options: argparse.Namespace, say: Callable[[str], None], deadline: float) -> None:
+    """Measure every trainer on one shape and say its rows."""
     import torch
 
     from polyvec.training.utilisation import measured_peak
 
+    if time.monotonic() > deadline:
+        say(f"\n{shape}: not run, the time was up")
+        return
     on_gpu = options.device == "cuda"
-    memory = "/dev/shm" if on_gpu else None  # the weights are read by every run
     batches = GPU_BATCHES[shape] if on_gpu else (32, 32)
-    with tempfile.TemporaryDirectory(dir=memory) as temporary:
+    steps = options.steps or (GPU_STEPS[shape] if on_gpu else 8)
+    with tempfile.TemporaryDirectory(dir=memory_folder() if on_gpu else None) as temporary:
         folder = Path(temporary)
         write_inputs(folder, options.batch or max(batches), shape, options.device)
         options_of = {
-            job: argparse.Namespace(**{**vars(options), "batch": options.batch or batch})
+            job: argparse.Namespace(**{**vars(options), "batch": options.batch or batch, "steps": steps})
             for job, batch in zip(WAYS, batches, strict=True)
+        }
+        checked = {
+            "words": run_one(CHECK, "", folder, options_of["masked words"]),
+            "pairs": {},
         }
         one_batch = argparse.Namespace(**{**vars(options_of["pairs"]), "steps": 1})
         write_texts(folder, one_batch.batch)
-        losses = {way: run_one("pairs", way, folder, one_batch)["first_loss"] for way in WAYS["pairs"]}
-        known = [loss for loss in losses.values() if loss == loss]
-        if max(known) - min(known) > (0.02 if on_gpu else 1e-4) * max(known):
-            sys.exit(f"the trainers must agree on one batch, got losses {losses}")
-        write_texts(folder, options.texts)
-        runs: dict[tuple[str, str], list[dict[str, float]]] = {}
-        for _ in range(options.repeats):
-            for job, ways in WAYS.items():
+        for way in WAYS["pairs"]:
+            checked["pairs"][way] = run_one("pairs", way, folder, one_batch)["first_loss"]
+        for job, losses in checked.items():
+            losses.pop("peak_mb", None)
+            known = [loss for loss in losses.values() if loss == loss]
+            say(
+                f"{shape}, loss of one batch of {job}: {', '.join(f'{way} {loss:.4f}' for way, loss in losses.items())}"
+            )
+            if max(known) - min(known) > (0.02 if on_gpu else 1e-4) * max(known):
+                sys.exit(f"the trainers must agree on one batch of {job}, got losses {losses}")
+        write_texts(folder, options.texts or max(batches) * (steps + SKIPPED))
+        peak = measured_peak(torch.device(options.device), bf16=on_gpu)
+        say(f"\n{shape}, {steps} steps, {options.repeats} repeats; products {peak / 1e12:.3g} TFLOP/s\n")
+        say("| job | a step | trainer | tokens/s | of polyvec's | slowest and fastest repeat | MFU | peak MB |")
+        say("|---|---|---|---|---|---|---|---|")
+        for job, ways in WAYS.items():
+            runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+            for _ in range(options.repeats):
                 for way in ways:
-                    runs.setdefault((job, way), []).append(run_one(job, way, folder, options_of[job]))
-    peak = measured_peak(torch.device(options.device), bf16=on_gpu)
-    print(f"\n{shape}, {options.steps} steps, {options.repeats} repeats; products {peak / 1e12:.3g} TFLOP/s. ", end="")
-    print(f"Loss of one batch of pairs: {', '.join(f'{way} {loss:.4f}' for way, loss in losses.items())}\n")
-    print("| job | a step | trainer | tokens/s | of polyvec's | slowest and fastest repeat | MFU | peak MB |")
-    print("|---|---|---|---|---|---|---|---|")
-    for (job, way), measured in runs.items():
-        own = median(run["tokens_per_second"] for run in runs[job, "polyvec"])
-        speeds = sorted(run["tokens_per_second"] / own for run in measured)
-        tokens, flops = (median(run[key] for run in measured) for key in ("tokens_per_second", "flops_per_second"))
-        megabytes = f"{measured[-1]['peak_mb']:,.0f}" if on_gpu else ""
-        print(
-            f"| {job} | {options_of[job].batch} | {way} | {tokens:,.0f} | {median(speeds):.2f} | {speeds[0]:.2f} to "
-            f"{speeds[-1]:.2f} | {flops / peak:.1%} | {megabytes} |",
-            flush=True,
-        )
+                    if time.monotonic() < deadline:
+                        runs[way].append(run_one(job, way, folder, options_of[job]))
+            own = median(run["tokens_per_second"] for run in runs["polyvec"]) if runs["polyvec"] else 0.0
+            for way, measured in runs.items():
+                if not measured:
+                    say(f"| {job} | | {way} | not run: the time was up | | | | |")
+                    continue
+                speeds = sorted(run["tokens_per_second"] / own for run in measured)
+                rates = ("tokens_per_second", "flops_per_second")
+                tokens, flops = (median(run[key] for run in measured) for key in rates)
+                megabytes = f"{measured[-1]['peak_mb']:,.0f}" if on_gpu else ""
+                say(
+                    f"| {job} | {options_of[job].batch} | {way} | {tokens:,.0f} | {median(speeds):.2f} | "
+                    f"{speeds[0]:.2f} to {speeds[-1]:.2f} | {flops / peak:.1%} | {megabytes} |"
+                )
+
+
+def memory_folder() -> str | None:
+    """Return the folder of files in memory if it holds two copies of 570M weights: every run reads them."""
+    try:
+        return "/dev/shm" if shutil.disk_usage("/dev/shm").free > 2**33 else None
+    except OSError:
+        return None
 
 
 def main() -> None:
@@ -353,8 +444,14 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--shapes", nargs="+", choices=GPU_BATCHES, default=["mini"])
     parser.add_argument("--batch", type=int, default=0, help="Texts or pairs a step; 32, on a GPU by the shape.")
-    for name, value in (("texts", 4000), ("steps", 8), ("repeats", 0), ("part-tokens", 0), ("mini-batch", 0)):
-        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="After them no further run is started.")
+    parser.add_argument("--out", type=Path, help="File to which every line is added.")
+    for name in ("texts", "steps", "repeats", "part-tokens", "mini-batch"):
+        parser.add_argument(f"--{name}", type=int, default=0)
+    parser.add_argument(
+        "--core", action="store_true", help="One thread, by the seconds of its core: where others work."
+    )
+    parser.add_argument("--together", action="store_true", help="All runs in one process, as on a GPU.")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -362,16 +459,25 @@ def main() -> None:
         print(json.dumps(measure(job, way, Path(folder), argparse.Namespace(**values))))
         return
     on_gpu = options.device == "cuda"
+    deadline = time.monotonic() + options.seconds
+    options.together |= on_gpu
     options.repeats = options.repeats or (1 if on_gpu else 3)
-    options.part_tokens = options.part_tokens or (32_768 if on_gpu else 2048)
-    options.mini_batch = options.mini_batch or (128 if on_gpu else 16)  # texts that the cached peer runs together
-    print(where("torch", "transformers", "sentence-transformers"))
+    options.part_tokens = options.part_tokens or (16_384 if on_gpu else 2048)
+    options.mini_batch = options.mini_batch or (64 if on_gpu else 16)  # texts that the cached peer runs together
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        if options.out:
+            with options.out.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    say(where("torch", "transformers", "sentence-transformers"))
     if on_gpu:
         import torch
 
-        print(f"{torch.cuda.get_device_name()}, bfloat16 by autocast over float32 weights")
+        say(f"{torch.cuda.get_device_name()}, bfloat16 by autocast over float32 weights")
     for shape in options.shapes:
-        of_shape(shape, options)
+        of_shape(shape, options, say, deadline)
 
 
 if __name__ == "__main__":

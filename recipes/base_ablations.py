@@ -73,6 +73,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "the same with hardness 5": {**_PAIRED, "hardness": 5.0},
     "the same with guard 0.1": {**_PAIRED, "guard": 0.1},
 }
+_FIRST = next(iter(VARIANTS))
 _TRIAL = 40  # steps that tell how long one takes: two reports of the loop
 
 
@@ -148,18 +149,19 @@ def run(
 def table(work: Work) -> None:
     """Print every score x 100 and how it differs, as a table in Markdown."""
     found = read_observations(work)
+    if missing := [name for name in (_START, _FIRST) if name not in found]:
+        raise InputError(f"{work} must hold results of {' and '.join(missing)}, got none; give `run` first")
     kinds = list(found[_START])
     print("| |" + "".join(f" {kind} |" for kind in kinds) + "\n|---|" + "---|" * len(kinds))
-    baseline = found.pop(_START)
-    print(f"| {_START} |" + "".join(f" {100 * _mean(baseline[kind]):.1f} |" for kind in kinds))
-    for number, (name, results) in enumerate(found.items()):
+    print(f"| {_START} |" + "".join(f" {100 * _mean(found[_START][kind]):.1f} |" for kind in kinds))
+    for name in [name for name in VARIANTS if name in found]:
+        results, baseline = found[name], found[_START if name == _FIRST else _FIRST]
         cells = []
         for kind in kinds:
             gain = compare_means(baseline[kind], results[kind])
             ends = f"{100 * gain.value:+.1f}, {100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
             cells.append(f"{100 * _mean(results[kind]):.1f} ({ends})")
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
-        baseline = results if number == 0 else baseline
 
 
 def read_records(work: Path) -> dict[str, list[Record]]:

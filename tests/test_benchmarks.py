@@ -33,6 +33,19 @@ def test_a_section_of_the_benchmark_that_fails_or_is_late_leaves_the_others_alon
     assert "polyvec, eager left out: no time left of the section's 0 s" in done.stdout
 
 
+def test_the_benchmark_of_training_compares_equal_losses(tmp_path: Path) -> None:
+    options = f"--together --shapes tiny --batch 8 --steps 1 --repeats 1 --texts 24 --out {tmp_path / 'out.md'}"
+    command = [sys.executable, "-W", "ignore", str(BENCHMARKS / "training_throughput.py"), *options.split()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = (tmp_path / "out.md").read_text()
+    assert set(said.splitlines()) <= set(done.stdout.splitlines())
+    losses = [re.findall(r" (\d+\.\d{4})", line) for line in said.splitlines() if "loss of one batch" in line]
+    assert [len(found) for found in losses] == [2, 4]
+    rows = re.findall(r"^\| (masked words|pairs) \| 8 \| ([^|]+) \| ([\d,]+) \|", said, re.MULTILINE)
+    assert len(rows) == 6 and all(int(rate.replace(",", "")) > 0 for _, _, rate in rows)
+
+
 def test_the_pictures_of_performance_are_those_of_the_results(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(BENCHMARKS / "plots.py"), str(tmp_path)], check=True)
     drawn = {path.name for path in tmp_path.iterdir()}

@@ -196,6 +196,15 @@ def test_train_tokenizer_writes_one_and_reports_each_language(tmp_path: Path) ->
     assert all(row["tokens_per_word"] >= 1 for row in rows)
     tokenizer = Tokenizer.from_file(output, vocab_size=900, bos_token_id=0, eos_token_id=2)
     assert len(tokenizer.encode("a text")) > 2
+    with data.open("a", encoding="utf-8") as file:
+        file.write('{"text": " "}\n{"text": ""}\n')
+    total = len(corpus()) + 2
+    result = polyvec("train", "tokenizer", "--data", data, *options)
+    assert f"{data}: left out 2 of {total} texts that are blank" in result.stderr
+    with data.open("a", encoding="utf-8") as file:
+        file.write('{"text": "printer", "lang": "jp"}\n')
+    result = polyvec("train", "tokenizer", "--data", data, "-o", tmp_path / "x.json", code=2)
+    assert f"{data}: example {total + 1}: 'lang' must be a language's code (BCP 47), such as de" in result.stderr
     result = polyvec("train", "tokenizer", "--data", data, "--vocab-size", 10, "-o", tmp_path / "x.json", code=2)
     assert "vocab_size must be at least 300" in result.stderr and not (tmp_path / "x.json").exists()
 

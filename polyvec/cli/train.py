@@ -177,21 +177,14 @@ def tokenizer(
     from dataclasses import asdict
 
     from polyvec.atomic import whole_file
-    from polyvec.inputs import read_input
-    from polyvec.training.vocabulary import balanced_sample, fertility, train_unigram
+    from polyvec.training.vocabulary import balanced_sample, fertility, read_texts, train_unigram
 
     if vocab_size < 300 or characters < 1 or not 0 <= smoothing <= 1:
         raise InputError(
             "vocab_size must be at least 300, characters at least 1 and smoothing between 0 and 1, got "
             f"{vocab_size}, {characters} and {smoothing}"
         )
-    texts: dict[str, list[str]] = {}
-    for source in data:
-        for row in read_input(source, column="text"):
-            if row["text"].strip():
-                texts.setdefault(str(row.get("lang") or "all"), []).append(row["text"])
-    if not texts:
-        raise InputError(f"{', '.join(data)} must hold texts, got none")
+    texts = read_texts(data, notice=lambda sentence: typer.echo(sentence, err=True))
     trained = train_unigram(balanced_sample(texts, budget_chars=characters, smoothing=smoothing), vocab_size=vocab_size)
     with whole_file(output) as partial:
         trained.save(str(partial))

@@ -40,6 +40,10 @@ def switch_dropout_off(encoder: Encoder) -> None:
             module.dropout = 0.0
 
 
+def num_tokens(part: Batch) -> int:
+    return len(part.input_ids)
+
+
 class TextEncoder:
     """Texts and a task to vectors, with the adapter and its prompt as at inference; None is the base model.
 
@@ -74,7 +78,7 @@ class TextEncoder:
         )
         if torch.is_grad_enabled():
             self.work.add(self.encoder.config, np.diff(part.cu_seqlens).tolist(), trains_base=self._trains_base)
-        with training_kernels(device, bf16=self.bf16):
+        with training_kernels(device, bf16=self.bf16, longest=part.max_seqlen):
             states = self.encoder(input_ids, cu_seqlens, task_ids, max_seqlen=part.max_seqlen, adapters=part.adapters)
             return mean_pool(states, cu_seqlens)
 

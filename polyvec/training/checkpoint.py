@@ -45,14 +45,8 @@ class Checkpoint:
     ) -> None:
         """Write the state after ``len(losses)`` steps; until it is whole, the one before it stays. All must call it.
 
-        Raises ``FloatingPointError`` for parameters that are not finite, as a gradient can be while its loss is, and
-        ``OSError`` or ``SafetensorError`` where the file cannot be written; the one before it stays then too.
+        Raises ``OSError`` or ``SafetensorError`` where the file cannot be written; the one before it stays then too.
         """
-        finite = all(bool(torch.isfinite(distributed.local(parameter)).all()) for parameter in parameters)
-        if distributed.sum_scalar(float(not finite)):
-            raise FloatingPointError(
-                f"parameters must be finite, got some that are not after {len(losses)} steps; lower learning_rate"
-            )
         named = {f"parameters.{i}": parameter.detach() for i, parameter in enumerate(parameters)}
         named |= {f"averages.{i}": mean for i, mean in enumerate(averages)}
         for i, state in optimizer.state_dict()["state"].items():

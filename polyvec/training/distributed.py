@@ -112,12 +112,33 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
         dist.all_reduce(parameter.grad)
 
 
-def sum_scalar(value: float) -> float:
-    if world_size() == 1:
-        return value
-    total = torch.tensor(value, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(total)
-    return float(total)
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Return the norm of all gradients, the shards of other processes included. All must ask."""
+    norms = [
+        whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in _by_kind(parameters)
+    ]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return norm
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], longest: float, norm: Tensor) -> None:
+    """Scale gradients of this ``norm`` down to ``longest`` where they exceed it."""
+    for kind in _by_kind(parameters):
+        nn.utils.clip_grads_with_norm_(kind, longest, norm)
+
+
+def _by_kind(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Return sharded parameters and whole ones, which no operation takes together."""
+    kinds = [[p for p in parameters if isinstance(p, DTensor) == is_sharded] for is_sharded in (True, False)]
+    return [kind for kind in kinds if kind]
+
+
+def sums(values: Tensor) -> list[float]:
+    """Return (n,) numbers of this process's device, each summed over the processes, after one wait for the device."""
+    values = values.double()
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return [float(value) for value in values.tolist()]
 
 
 def shard(model: nn.Module, layers: Iterable[nn.Module]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyvec.data.filters import overlaps
+from polyvec.data.languages import is_language
 from polyvec.errors import InputError, MissingExtraError, PolyvecError
 from polyvec.files import Record, checked_rows
 from polyvec.inputs import filesystem, input_columns, input_files, input_state, read_input
@@ -67,7 +68,9 @@ class Dataset:
 
     def walk(self, *columns: str) -> Iterator[tuple[Any, ...]]:
         """Yield these columns of every example, in order."""
-        for block in self.rows.select_columns(list(columns)).iter(_BLOCK):
+        rows = self.rows.select_columns(list(columns))
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
             yield from zip(*(block[column] for column in columns), strict=True)
 
     def embeddings(self, numbers: Sequence[int]) -> NDArray[np.float32]:
@@ -112,10 +115,6 @@ class Rows:
     def with_format(self, kind: str, columns: Sequence[str]) -> Rows:
         assert kind == "numpy", kind
         return Rows({name: self._columns[name] for name in columns}, as_arrays=True)
-
-    def iter(self, size: int) -> Iterator[dict[str, Any]]:
-        for start in range(0, len(self), size):
-            yield self[start : start + size]
 
 
 def read_dataset(source: str, stage: str, records: list[Record] | None = None) -> Dataset:
@@ -246,9 +245,9 @@ def _checked(row: Record, columns: tuple[str, ...], where: str, purpose: str) ->
             )
         if column not in ("score", "label", "quality", "embedding") and not isinstance(row[column], str):
             raise InputError(f"{where}: {column!r} must be a text, got {type(row[column]).__name__}")
-    for column in ("lang", "source"):
-        if row.get(column) is not None and not isinstance(row[column], str):
-            raise InputError(f"{where}: {column!r} must be a text or left out, got {row[column]!r:.60}")
+    if row.get("source") is not None and not isinstance(row["source"], str):
+        raise InputError(f"{where}: 'source' must be a text or left out, got {row['source']!r:.60}")
+    language_of(row, where)
     negatives = row.get("negatives")
     if negatives is not None and not (isinstance(negatives, list) and all(isinstance(n, str) for n in negatives)):
         raise InputError(f"{where}: 'negatives' must be a list of texts, got {negatives!r:.60}")
@@ -261,6 +260,17 @@ def _checked(row: Record, columns: tuple[str, ...], where: str, purpose: str) ->
         raise InputError(f"{where}: 'label' must be one of {', '.join(INFERENCE)}, got {row['label']!r}")
     checks: dict[str, Callable[[Any, str], Any]] = {"score": _score, "embedding": _unit_vector}
     return {**row, **{column: checks[column](row[column], where) for column in checks.keys() & set(columns)}}
+
+
+def language_of(row: Record, where: str) -> str:
+    """Return the language of a row, empty where it names none. Raises ``InputError`` for what can be none."""
+    lang = row.get("lang") or ""
+    if lang and not (isinstance(lang, str) and is_language(lang)):
+        raise InputError(
+            f"{where}: 'lang' must be a language's code (BCP 47), such as de, pt-BR or zh-Hant, or left out, got "
+            f"{lang!r:.60}"
+        )
+    return str(lang)
 
 
 def _score(value: Any, where: str) -> float:

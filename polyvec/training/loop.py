@@ -7,11 +7,12 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from polyvec.atomic import whole_file
 from polyvec.training import distributed
 from polyvec.training.checkpoint import Checkpoint
+from polyvec.training.kernels import SHORT_TOKENS, keeps_scores
 from polyvec.training.utilisation import Work
 
 
@@ -49,6 +51,7 @@ def train(
     work: Work | None = None,
     peak: float = math.inf,
     report: Callable[[dict[str, float]], None] | None = None,
+    names: Mapping[nn.Parameter, str] = MappingProxyType({}),
 ) -> list[float]:
     """Minimise the sum of ``shares_of(step)`` with AdamW and return the loss of every step.
 
@@ -56,8 +59,9 @@ def train(
     memory of one share. ``groups`` pairs parameters with a multiple of the learning rate. Every ``log_every`` steps one
     JSON line (step, mean loss since the last, seconds) goes to ``log_path`` and to ``report``; where the shares count
     their ``work``, also tokens a second of all processes and ``mfu``, the part of each one's ``peak`` FLOPs a second.
-    Under ``torchrun`` the gradients of all processes are summed, and the first process alone writes. A loss that is not
-    finite stops the run before it reaches the weights: raises ``FloatingPointError`` naming the step.
+    Under ``torchrun`` the gradients of all processes are summed, and the first process alone writes. A loss or a
+    gradient that is not finite stops the run, on all of them, before it reaches the weights: raises
+    ``FloatingPointError`` naming the step and, by ``names``, the parameter.
 
     With ``average`` between 0 and 1 the parameters that remain are a running mean of those after every step, each step
     weighing ``average`` times the next (Polyak averaging, as an exponential mean).
@@ -92,41 +96,62 @@ def train(
             for share in shares_of(step):
                 share.backward()  # type: ignore[no-untyped-call]
                 shares.append(share.detach())
-            total = float(torch.stack(shares).sum())  # the one wait for the device in a step
-            if not math.isfinite(total):
-                raise FloatingPointError(f"loss must be finite, got {total} at step {step}; lower learning_rate")
+            total = torch.stack(shares).sum()
             distributed.sum_gradients(parameters)
-            nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+            norm = distributed.gradient_norm(parameters).to(total)
+            # Asked once a step and of all: a signal reaches one process, and all must save together.
+            asked = total.new_full((), float(stopping()))
+            # The one wait for the device in a step.
+            loss, size, stops = distributed.sums(torch.stack((total, norm, asked)))
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"loss must be finite, got {loss} at step {step}; lower learning_rate")
+            if not math.isfinite(size):
+                where = _not_finite(parameters, names)
+                raise FloatingPointError(
+                    f"gradients must be finite, got {size} as their norm at step {step}, first in {where}; lower "
+                    "learning_rate"
+                )
+            distributed.clip_gradients(parameters, max_grad_norm, norm)
             optimizer.step()
             # Early on the mean of what there is: the start would weigh on a short run for long.
             kept = min(average, len(losses) / (len(losses) + 1))
             for mean, parameter in zip(averages, parameters, strict=False):
                 mean.lerp_(parameter.detach(), 1 - kept)
-            losses.append(distributed.sum_scalar(total))
+            losses.append(loss)
             if len(losses) % log_every == 0 or len(losses) == schedule.steps:
                 recent = losses[-log_every:]
                 row = {"step": step + 1, "loss": sum(recent) / len(recent), "seconds": time.monotonic() - started}
                 if work and then:
                     taken = time.monotonic() - marked
-                    row["tokens_per_second"] = distributed.sum_scalar((work.tokens - then.tokens) / taken)
-                    speed = distributed.sum_scalar((work.flops - then.flops) / taken)
-                    row["mfu"] = speed / (peak * distributed.world_size())
+                    done = [(work.tokens - then.tokens) / taken, (work.flops - then.flops) / taken]
+                    of_all = distributed.sums(torch.tensor(done, dtype=torch.float64, device=total.device))
+                    row["tokens_per_second"], row["mfu"] = of_all[0], of_all[1] / (peak * distributed.world_size())
                     marked, then = time.monotonic(), copy(work)
                 if log is not None:
                     log.write(json.dumps(row) + "\n")
                     log.flush()
                     if report:
                         report(row)
-            # Asked once a step and of all: a signal reaches one process, and all must save together.
-            must_stop = checkpoint is not None and distributed.sum_scalar(float(stopping())) > 0
-            if checkpoint and (len(losses) % checkpoint.every == 0 or len(losses) == schedule.steps or must_stop):
+            if checkpoint and (len(losses) % checkpoint.every == 0 or len(losses) == schedule.steps or stops):
                 checkpoint.save(parameters, optimizer, losses, averages)
-            if must_stop:
+            if stops:
                 raise SystemExit(128 + signal.SIGTERM)
     with torch.no_grad():
         for parameter, mean in zip(parameters, averages, strict=False):
             parameter.copy_(mean)
     return losses
+
+
+def _not_finite(parameters: Sequence[nn.Parameter], names: Mapping[nn.Parameter, str]) -> str:
+    """Return the parameter that was the first, on the way back, with a gradient that is not finite. All must ask."""
+    broken = torch.stack([
+        torch.zeros((), device=p.device) if p.grad is None else (~distributed.local(p.grad).isfinite()).any().float()
+        for p in parameters
+    ])  # fmt: skip
+    found = [i for i, count in enumerate(distributed.sums(broken)) if count]
+    if not found:
+        return "none alone: their squares are too large to add"
+    return names.get(parameters[found[-1]], f"parameter {found[-1]} of shape {tuple(parameters[found[-1]].shape)}")
 
 
 def _forget_after(log_path: Path, step: int) -> None:
@@ -153,17 +178,16 @@ def _sigterm(*, catch: bool) -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def training_kernels(device: torch.device, *, bf16: bool) -> Iterator[None]:
-    """Run what is inside with the kernels that train short texts fastest on ``device``.
+def training_kernels(device: torch.device, *, bf16: bool, longest: float = math.inf) -> Iterator[None]:
+    """Run what is inside with the kernels that train texts of up to ``longest`` tokens fastest on ``device``.
 
     ``bf16`` multiplies in bfloat16, which pays on a GPU and on a processor with instructions for it (AVX-512 BF16,
-    AMX), and costs a hundredfold on others. On a CPU attention keeps its T x T scores: the backward pass of the fused
-    kernel takes a third of a step of texts of up to about 128 tokens (measured 2026-11-24 on two cores: 2,200 tokens/s
-    fused, 3,300 so).
+    AMX), and costs a hundredfold on others. Attention is fused, but for short texts on a CPU that was measured to train
+    them faster otherwise (``kernels``).
     """
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        if device.type == "cpu":
-            with sdpa_kernel(SDPBackend.MATH):
-                yield
-        else:
-            yield
+    kept = device.type == "cpu" and longest <= SHORT_TOKENS and keeps_scores(bf16=bf16)
+    with (
+        torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+        sdpa_kernel(SDPBackend.MATH) if kept else nullcontext(),
+    ):
+        yield

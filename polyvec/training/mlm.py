@@ -1,6 +1,6 @@
 """Masked language modelling: the first training stage (arXiv 2409.10173, section 4.1).
 
-Shape letters: N packed tokens, D hidden width, V vocabulary.
+Shape letters: N packed tokens, M hidden ones, D hidden width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from polyvec.data.masking import IGNORED
 from polyvec.model.encoder import Encoder
 from polyvec.tasks import NO_ADAPTER
 
@@ -37,17 +36,19 @@ class MaskedLanguageModel(nn.Module):
         return [*self.dense.parameters(), *self.norm.parameters(), self.bias]
 
     def logits(self, states: Tensor) -> Tensor:
-        """Return (N, V) logits of (N, D) states."""
+        """Return (M, V) logits of (M, D) states."""
         table = self.encoder.embeddings.word_embeddings.weight
         return F.linear(self.norm(F.gelu(self.dense(states))), table, self.bias)
 
-    def forward(self, input_ids: Tensor, cu_seqlens: Tensor, labels: Tensor) -> Tensor:
-        """Return the sum of the cross-entropies in nats of the hidden tokens. (N,) ids, (B+1,) offsets, (N,) labels.
+    def forward(
+        self, input_ids: Tensor, cu_seqlens: Tensor, hidden: Tensor, answers: Tensor, *, max_seqlen: int | None = None
+    ) -> Tensor:
+        """Return the sum of the cross-entropies in nats of the hidden tokens. (N,) ids, (B+1,) offsets, (M,) places of
+        the hidden tokens, (M,) the ids that stood there; ``max_seqlen`` as the encoder takes it.
 
         A sum, so that the parts of a step add up whatever they hide. Logits are made for hidden tokens alone: a
         vocabulary of 250,000 for every token would not fit.
         """
         no_task = torch.full((len(cu_seqlens) - 1,), NO_ADAPTER, device=input_ids.device)
-        states = self.encoder(input_ids, cu_seqlens, no_task, adapters=(NO_ADAPTER,))
-        hidden = labels != IGNORED
-        return F.cross_entropy(self.logits(states[hidden]), labels[hidden], reduction="sum")
+        states = self.encoder(input_ids, cu_seqlens, no_task, max_seqlen=max_seqlen, adapters=(NO_ADAPTER,))
+        return F.cross_entropy(self.logits(states[hidden]), answers, reduction="sum")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import matplotlib
@@ -24,13 +26,28 @@ def draw_losses(log_path: Path, picture: Path) -> None:
         figure.savefig(picture, format="svg", metadata={"Date": None})
 
 
-def write_tensorboard(log_path: Path, folder: Path) -> None:
-    """Write every number of the log as a TensorBoard series, in place of what the folder held of this run before."""
+@contextmanager
+def live_tensorboard(log_path: Path, folder: Path) -> Iterator[Callable[[Mapping[str, float]], None]]:
+    """Yield what adds a row, the last of the log, to the TensorBoard series in ``folder``, where it is seen at once.
+
+    With the first row come those before it in the log, in place of what ``folder`` holds of a run that was stopped:
+    steps that are taken again are in no series twice.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
-    for old in folder.glob("events.out.tfevents.*"):
-        old.unlink()
-    with SummaryWriter(str(folder)) as writer:
-        for row in read_log(log_path):
-            for name in row.keys() - {"step"}:
-                writer.add_scalar(name, row[name], int(row["step"]))
+    with ExitStack() as stack:
+        writers: list[SummaryWriter] = []
+
+        def add(row: Mapping[str, float]) -> None:
+            rows: list[Mapping[str, float]] = [row]
+            if not writers:
+                for old in folder.glob("events.out.tfevents.*"):
+                    old.unlink()
+                writers.append(stack.enter_context(SummaryWriter(str(folder))))
+                rows = [*read_log(log_path)]
+            for each in rows:
+                for name in sorted(each.keys() - {"step"}):
+                    writers[0].add_scalar(name, each[name], int(each["step"]))
+            writers[0].flush()
+
+        yield add

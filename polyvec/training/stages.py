@@ -27,15 +27,16 @@ from polyvec.model.weights import load_encoder, save_encoder
 from polyvec.model.xlm_roberta import is_xlm_roberta, load_xlm_roberta
 from polyvec.text.tokenizer import Tokenizer
 from polyvec.training import distributed
-from polyvec.training.adapters import TextEncoder, freeze_base, switch_dropout_off
+from polyvec.training.adapters import TextEncoder, freeze_base, num_tokens, switch_dropout_off
 from polyvec.training.checkpoint import Checkpoint
 from polyvec.training.examples import Dataset, read_dataset
 from polyvec.training.gradcache import cached_shares
+from polyvec.training.kernels import keep_freed_memory
 from polyvec.training.loop import Schedule, train
 from polyvec.training.mlm import MaskedLanguageModel
 from polyvec.training.objectives import objective
 from polyvec.training.own_adapter import ADAPTERS, add_tasks, new_tasks
-from polyvec.training.progress import draw_losses, write_tensorboard
+from polyvec.training.progress import draw_losses, live_tensorboard
 from polyvec.training.run import Run
 from polyvec.training.utilisation import Work, measured_peak
 from polyvec.training.windows import MaskedWindows, read_windows
@@ -62,6 +63,8 @@ def run_stage(
     """
     with distributed.processes() as device:
         torch.manual_seed(run.seed)
+        if device.type == "cpu":
+            keep_freed_memory()
         output = Path(run.output)
         checkpoint = Checkpoint(output / "checkpoint.safetensors", every=run.save_every, run=asdict(run))
         if not checkpoint.path.exists():
@@ -80,24 +83,31 @@ def run_stage(
         groups, shares, work, left_out = _prepare(run, encoder, tokenizer, datasets)
         for sentence in left_out:
             notice(sentence)
-        with _plain_errors(output):
+        log_path = output / "training.jsonl"
+        with _plain_errors(output), live_tensorboard(log_path, output / "tensorboard") as add:
+
+            def told(row: dict[str, float]) -> None:
+                add(row)
+                if report:
+                    report(row)
+
             output.mkdir(parents=True, exist_ok=True)
             losses = train(
                 groups,
                 shares,
                 Schedule(steps=run.steps, learning_rate=run.learning_rate, warmup_steps=run.warmup_steps),
-                log_path=output / "training.jsonl",
+                log_path=log_path,
                 log_every=min(20, run.steps),
                 checkpoint=checkpoint,
                 average=run.average,
                 work=work,
                 peak=measured_peak(device, bf16=run.bf16),
-                report=report,
+                report=told,
+                names={parameter: name for name, parameter in encoder.named_parameters()},
             )
             state = {name: distributed.whole(tensor).cpu() for name, tensor in encoder.state_dict().items()}
             if distributed.is_first():
-                draw_losses(output / "training.jsonl", output / "training.svg")
-                write_tensorboard(output / "training.jsonl", output / "tensorboard")
+                draw_losses(log_path, output / "training.svg")
                 trained = Encoder(released)
                 trained.load_state_dict(state)
                 save_encoder(trained.eval(), output)
@@ -180,7 +190,9 @@ def _prepare(
     texts = TextEncoder(encoder, tokenizer, max_tokens=run.max_tokens, part_tokens=run.part_tokens, bf16=run.bf16)
 
     def shares(step: int) -> Iterator[Tensor]:
-        return cached_shares(lambda encode: loss(encode, step), texts.parts, texts.embed, heads)
+        return cached_shares(
+            lambda encode: loss(encode, step), texts.parts, texts.embed, heads, size_of=num_tokens, room=run.part_tokens
+        )
 
     return [(learning, 1.0), (heads, 1.0)], shares, texts.work, left_out
 

@@ -6,13 +6,15 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from polyvec.errors import InputError
+from polyvec.inputs import read_input
+from polyvec.training.examples import language_of, left_out_of
 
 #: XLM-RoBERTa's order: the encoder's bos, pad and eos ids are the first three.
 LEADING_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -43,6 +45,24 @@ def balanced_sample(
             left -= len(row)
     rng.shuffle(sample)
     return sample
+
+
+def read_texts(sources: Sequence[str], notice: Callable[[str], None]) -> dict[str, list[str]]:
+    """Return the texts of all ``sources`` by language, ``all`` where a row names none; ``notice`` is told how many are
+    blank. Raises ``InputError`` naming source, row and rule."""
+    texts: dict[str, list[str]] = {}
+    for source in sources:
+        number = kept = 0
+        for number, row in enumerate(read_input(source, column="text"), start=1):
+            lang = language_of(row, f"{source}: example {number}")
+            if row["text"].strip():
+                kept += 1
+                texts.setdefault(lang or "all", []).append(row["text"])
+        if left_out := left_out_of(number, kept, "texts", "that are blank"):
+            notice(f"{source}: {left_out}")
+    if not texts:
+        raise InputError(f"{', '.join(sources)} must hold texts, got none")
+    return texts
 
 
 def train_unigram(

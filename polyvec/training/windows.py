@@ -25,6 +25,7 @@ from polyvec.inputs import input_state
 from polyvec.text.tokenizer import Tokenizer
 from polyvec.training import distributed
 from polyvec.training.examples import COLUMNS, Dataset, Rows, cached, datasets_library, left_out_of, read_examples
+from polyvec.training.loop import training_kernels
 from polyvec.training.mlm import MaskedLanguageModel
 from polyvec.training.run import Run
 from polyvec.training.utilisation import Work, head_flops
@@ -114,31 +115,40 @@ class MaskedWindows:
         self._first = np.cumsum([0, *map(len, sources)])  # number of the first window of each source
         langs = (lang for source in sources for (lang,) in source.walk("lang"))
         self.sampler = GroupedSampler(langs, smoothing=run.smoothing, seed=run.seed)
+        self._ahead: dict[int, list[tuple[NDArray[np.int32], NDArray[np.int64]]]] = {}  # by step, the next at most
 
     def shares(self, step: int, model: MaskedLanguageModel) -> Iterator[Tensor]:
         """Yield shares of the mean cross-entropy of the step's hidden tokens."""
-        rng = np.random.default_rng((self.run.seed, step, 1))
-        rows = [
-            mask_words(
-                np.array(row["input_ids"], np.int32), np.array(row["word_starts"]), rng, rate=self.run.mask_rate,
-                mask_token_id=self.mask_token_id,
-            )
-            for row in self._draw(step)
-        ]  # fmt: skip
+        rows = self._ahead.pop(step, None) or self._masked(step)
         hidden = sum(int((labels != IGNORED).sum()) for _, labels in rows)
         plans = plan_batches([len(ids) for ids, _ in rows], batch_tokens=self.run.part_tokens)
         mine, own = distributed.my_share(len(plans)), distributed.num_own(len(plans))
         config, device = model.encoder.config, model.bias.device
         for turn, i in enumerate(mine if self.run.sharded else mine[:own]):
             ids, labels = (np.concatenate([rows[j][side] for j in plans[i]]).astype(np.int64) for side in (0, 1))
-            cu_seqlens = torch.tensor([0, *(len(rows[j][0]) for j in plans[i])]).cumsum(0).int()
+            lengths = [len(rows[j][0]) for j in plans[i]]
+            places = np.flatnonzero(labels != IGNORED)
             if turn < own:  # else it runs for the others' sake
-                self.work.add(config, cu_seqlens.diff().tolist(), trains_base=True)
-                self.work.flops += 3 * head_flops(config, int((labels != IGNORED).sum()))
-            arrays = (torch.from_numpy(ids), cu_seqlens, torch.from_numpy(labels))
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.run.bf16):
-                total = model(*(array.to(device) for array in arrays))
+                self.work.add(config, lengths, trains_base=True)
+                self.work.flops += 3 * head_flops(config, len(places))
+            cu_seqlens = np.cumsum([0, *lengths], dtype=np.int32)
+            arrays = (torch.from_numpy(array).to(device) for array in (ids, cu_seqlens, places, labels[places]))
+            with training_kernels(device, bf16=self.run.bf16, longest=max(lengths)):
+                total = model(*arrays, max_seqlen=max(lengths))
             yield total * (float(turn < own) / hidden)
+        if step + 1 < self.run.steps:  # a GPU is still at work on this step
+            self._ahead[step + 1] = self._masked(step + 1)
+
+    def _masked(self, step: int) -> list[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+        """Return (n,) ids and (n,) labels of each window of a step."""
+        rng = np.random.default_rng((self.run.seed, step, 1))
+        return [
+            mask_words(
+                np.array(row["input_ids"], np.int32), np.array(row["word_starts"]), rng, rate=self.run.mask_rate,
+                mask_token_id=self.mask_token_id,
+            )
+            for row in self._draw(step)
+        ]  # fmt: skip
 
     def _draw(self, step: int) -> list[dict[str, Any]]:
         numbers = np.array(self.sampler.draw(step, self.run.batch_size))

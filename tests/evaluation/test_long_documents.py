@@ -98,6 +98,61 @@ def test_failure_cases_rank_an_answer_among_its_negatives(tmp_path: Path) -> Non
         open_suites(f"failure-cases={path}")
 
 
+RATED = [
+    {"query": f"How do I reset the {thing}?", "answer": f"{answer} {thing}.", "quality": quality}
+    for thing in ("router", "printer", "phone", "clock")
+    for answer, quality in (
+        ("Hold its button for ten seconds, says the manual of the", 0.9),
+        ("How do I reset the", 0.2),
+    )
+]
+#: Kind of failure -> material, of which the first case has a mistake for those who count words.
+MATERIAL = {
+    "overlap": [
+        {"query": f"how to reset model {n}", "passage": f"Hold the button of {n} for {i} seconds."}
+        for i, n in enumerate("ABCDE")
+    ]
+    + [{"query": f"song {n}", "passage": f"{n} sings how to reset model {n}"} for n in "VWXYZ"],
+    "entities": [
+        {"query": f"{first} {last}", "passage": f"{first} is known for {last} {i}."}
+        for i, (first, last) in enumerate(
+            (f, n) for f in ("Paris", "Berlin", "Rome") for n in ("Hilton", "Ford", "Way")
+        )
+    ],
+    "polar": [
+        {"premise": f"Shop {i} opens at nine.", "hypothesis": hypothesis.format(i), "label": label, "lang": "en"}
+        for i in range(3)
+        for hypothesis, label in (
+            ("Shop {} opens in the morning.", "entailment"),
+            ("Shop {} never opens in the morning.", "contradiction"),
+            ("Shop {} sells bread in the morning.", "neutral"),
+        )
+    ],
+    "quality": RATED,
+}
+
+
+@pytest.mark.parametrize("kind", MATERIAL)
+def test_every_kind_of_failure_is_built_and_measured(kind: str, tmp_path: Path, model_folder: Path) -> None:
+    """Words prefer what repeats the query, which is the mistake that polar and rated answers are made of."""
+    data, cases = tmp_path / "material.jsonl", tmp_path / f"{kind}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in MATERIAL[kind]))
+    build = ["train", "cases", "--kind", kind, "--data", str(data), "-o", str(cases), "--model", str(model_folder)]
+    built = CliRunner().invoke(app, build)
+    assert built.exit_code == 0, built.output
+    scores = {}
+    for model in ("bm25", str(model_folder)):
+        command = ["evaluate", f"failure-cases={cases}", "--model", model, "-o", str(tmp_path / "out"), "--json"]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        (row,) = json.loads(result.stdout)["results"][-1:]
+        assert (row["kind"], row["suite"]) == ("failure-cases", kind)
+        assert 0 < row["low"] <= row["score"] <= row["high"] <= 1
+        scores[model] = row["score"]
+    if kind in ("polar", "quality"):
+        assert scores["bm25"] < 0.6
+
+
 def test_the_command_runs_words_over_a_passkey(tmp_path: Path) -> None:
     command = ["evaluate", "passkey", "--limit", "4", "--model", "bm25", "-o", str(tmp_path / "out"), "--json"]
     result = CliRunner().invoke(app, [*command, "--html", str(tmp_path / "page.html")])

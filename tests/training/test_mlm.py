@@ -83,7 +83,8 @@ def test_masked_language_modelling_learns(tokenizer: Tokenizer, tmp_path: Path) 
         masked = [mask_words(ids, starts, rng, rate=0.3, mask_token_id=MASK) for ids, starts in rows]
         ids, labels = (torch.from_numpy(np.concatenate(part)).long() for part in zip(*masked, strict=True))
         cu_seqlens = torch.tensor([0, *(len(r) for r, _ in masked)]).cumsum(0).int()
-        return [model(ids, cu_seqlens, labels) / (labels != IGNORED).sum()]
+        hidden = (labels != IGNORED).nonzero().squeeze(1)
+        return [model(ids, cu_seqlens, hidden, labels[hidden]) / len(hidden)]
 
     parameters = [p for n, p in encoder.named_parameters() if "lora" not in n and p.requires_grad]
     schedule = Schedule(steps=20, learning_rate=5e-3, warmup_steps=2)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
@@ -76,9 +77,31 @@ def test_the_loss_of_every_stage_falls_in_20_steps(stage: str, make: Callable[..
     last = json.loads((Path(run.output) / "training.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 20 and last["tokens_per_second"] > 0 and 0 < last["mfu"] < 1
     assert "<svg" in (Path(run.output) / "training.svg").read_text()
+    assert tensorboard_of(run) == [(20, pytest.approx(last["loss"]))]
+
+
+def tensorboard_of(run: Run) -> list[tuple[int, float]]:
+    """Return step and loss of what TensorBoard reads of a run."""
     events = EventAccumulator(str(Path(run.output) / "tensorboard"))
     events.Reload()
-    assert [event.value for event in events.Scalars("loss")] == [pytest.approx(last["loss"])]
+    return [(event.step, event.value) for event in events.Scalars("loss")]
+
+
+def test_tensorboard_follows_a_run_step_by_step_and_over_a_stop(make: Callable[..., Run]) -> None:
+    run = make("separation", steps=60, save_every=30)
+    seen: list[list[int]] = []
+
+    def watch(row: dict[str, float]) -> None:
+        seen.append([step for step, _ in tensorboard_of(run)])
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(run, report=watch)
+    run_stage(run, report=watch)  # from step 30
+    assert seen == [[20], [20, 40], [20, 40], [20, 40, 60]]
+    rows = [json.loads(line) for line in (Path(run.output) / "training.jsonl").read_text().splitlines()]
+    assert tensorboard_of(run) == [(row["step"], pytest.approx(row["loss"])) for row in rows]
 
 
 def test_a_run_records_itself_and_refuses_another(make: Callable[..., Run]) -> None:
@@ -91,7 +114,8 @@ def test_a_run_records_itself_and_refuses_another(make: Callable[..., Run]) -> N
 
 @pytest.mark.parametrize(
     ("stage", "sharded"),
-    [("mlm", False), ("distillation", False), ("pairs", False), ("retrieval", False), ("pairs", True), ("mlm", True)],
+    [("mlm", False), ("distillation", False), ("pairs", False), ("retrieval", False)]
+    + [("mlm", True), ("distillation", True), ("pairs", True)],
 )
 def test_two_processes_equal_one(stage: str, sharded: bool, make: Callable[..., Run], tmp_path: Path) -> None:
     # A step small enough that Adam's first steps, the sign of a gradient, do not part where gradients are nearly zero.
@@ -119,20 +143,26 @@ def test_two_processes_equal_one(stage: str, sharded: bool, make: Callable[..., 
 
 
 def torchrun(toml: Path, count: int) -> None:
-    """Run ``count`` processes of one run, as torchrun would start them."""
+    """Run ``count`` processes of one run."""
+    results = started(count, "-m", "polyvec", "train", str(toml))
+    assert [code for code, _ in results] == [0] * count, results
+
+
+def started(count: int, *arguments: str) -> list[tuple[int, str]]:
+    """Run ``count`` processes of Python, as torchrun would start them; return exit code and stderr of each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "polyvec", "train", str(toml)], stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-W", "error", *arguments], stderr=subprocess.PIPE, text=True,
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)},
         )
         for rank in range(count)
     ]  # fmt: skip
     outputs = [process.communicate(timeout=240)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * count, outputs
+    return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
 
 
 def test_a_batch_holds_no_text_twice() -> None:
@@ -224,6 +254,43 @@ def test_a_loss_that_is_not_finite_is_told_by_the_command(make: Callable[..., Ru
     run = make("separation", steps=4, learning_rate=1e30, save_every=1)
     with pytest.raises(NotFiniteError, match=f"{run.output}: .* must be finite, got .*; the last checkpoint"):
         run_stage(run)
+
+
+#: A run whose third step has, in one process, a gradient that is not finite under a loss that is.
+_BROKEN = """
+import sys
+from polyvec.cli import app
+from polyvec.training import distributed, stages
+
+cached = stages.cached_shares
+
+def broken(*arguments, **options):
+    shares = list(cached(*arguments, **options))
+    calls.append(0)
+    for share in shares:
+        rest = (share - share.detach()).square().sqrt() if len(calls) == 3 and distributed.is_first() else 0.0
+        yield share + rest
+
+calls = []
+stages.cached_shares = broken
+app()
+"""
+
+
+@pytest.mark.parametrize(("count", "sharded"), [(1, False), (2, False), (2, True)])
+def test_a_gradient_that_is_not_finite_is_told_by_every_process(
+    count: int, sharded: bool, make: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = make("pairs", steps=4, save_every=1, sharded=sharded)
+    toml = tmp_path / "run.toml"
+    values = {**run.__dict__, "data": list(run.data)}
+    toml.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+    sentence = f"error: {run.output}: gradients must be finite, got nan as their norm at step 2, first in layers.1.mlp"
+    for code, errors in started(count, "-c", _BROKEN, "train", str(toml)):
+        assert code == 2 and sentence in errors, errors
+    with safe_open(Path(run.output) / "checkpoint.safetensors", framework="pt") as file:
+        assert len(file.get_tensor("losses")) == 2
+        assert all(file.get_tensor(name).isfinite().all() for name in file.keys())  # noqa: SIM118
 
 
 def test_each_dataset_brings_its_own_loss(make: Callable[..., Run], tmp_path: Path) -> None:
@@ -362,7 +429,10 @@ def test_data_that_does_not_fit_is_named(make: Callable[..., Run], tmp_path: Pat
         ({"query": "q"}, "example 1 must have the columns query, passage; or text_a, text_b for pairs, got query"),
         ({"query": "q", "passage": None}, "example 1 must have the columns query, passage for pairs, got query"),
         ({"query": "q", "passage": 3}, "example 1: 'passage' must be a text, got int"),
-        ({"query": "q", "passage": "p", "lang": 7}, "example 1: 'lang' must be a text or left out, got 7"),
+        ({"query": "q", "passage": "p", "lang": 7}, "example 1: 'lang' must be a language's code (BCP 47)"),
+        ({"query": "q", "passage": "p", "lang": "jp"}, "such as de, pt-BR or zh-Hant, or left out, got 'jp'"),
+        ({"query": "q", "passage": "p", "lang": "English"}, "example 1: 'lang' must be a language's code (BCP 47)"),
+        ({"query": "q", "passage": "p", "lang": "fr_CA", "source": 7}, "'source' must be a text or left out, got 7"),
         ({"query": "q", "passage": "p", "negatives": "n"}, "'negatives' must be a list of texts"),
         ({"query": "q", "passage": "p"}, "must hold at least 8 examples, got 1"),
     ):

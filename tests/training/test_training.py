@@ -193,20 +193,24 @@ def test_a_stopped_and_resumed_run_gives_the_weights_of_the_straight_one(tmp_pat
     assert [row["step"] for row in rows] == [3, 6, 9, 12]
 
 
-def test_weights_that_are_not_finite_never_replace_the_last_good_checkpoint(tmp_path: Path) -> None:
-    weight = torch.nn.Parameter(torch.ones(2))
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(tmp_path: Path) -> None:
+    first, second, idle = (torch.nn.Parameter(torch.ones(2)) for _ in range(3))
 
     def shares(step: int) -> list[torch.Tensor]:
-        rest = (weight - weight.detach()).square().sum().sqrt() if step == 7 else weight.sum() * 0  # 0, gradient 0 / 0
-        return [weight.square().sum() + rest]
+        rest = (first - first.detach()).square().sum().sqrt() if step == 6 else 0.0  # 0, with the gradient 0 / 0
+        return [first.square().sum() + second.square().sum() + rest]
 
     checkpoint = Checkpoint(tmp_path / "run.safetensors", every=4, run={})
-    schedule = Schedule(steps=12, learning_rate=0.1)
-    with pytest.raises(FloatingPointError, match="parameters must be finite, got some that are not after 8 steps"):
-        train([([weight], 1.0)], shares, schedule, log_path=tmp_path / "log.jsonl", checkpoint=checkpoint)
-    assert not weight.isfinite().all()
-    assert len(checkpoint.restore([weight], torch.optim.AdamW([weight]))) == 4
-    assert weight.isfinite().all()
+    options: dict[str, Any] = {"log_path": tmp_path / "log.jsonl", "checkpoint": checkpoint}
+    schedule, groups = Schedule(steps=12, learning_rate=0.1), [([first, second], 1.0), ([idle], 1.0)]
+    with pytest.raises(FloatingPointError, match="finite, got nan as their norm at step 6, first in the first; lower"):
+        train(groups, shares, schedule, **options, names={first: "the first"})
+    assert first.isfinite().all() and second.isfinite().all()
+    assert len(checkpoint.restore([first, second, idle], torch.optim.AdamW([first, second, idle]))) == 4
+    with pytest.raises(FloatingPointError, match=r"at step 6, first in parameter 0 of shape \(2,\); lower"):
+        train(groups, shares, schedule, **options)
+    with pytest.raises(FloatingPointError, match="got inf as their norm at step 0, first in none alone"):
+        train(groups, lambda step: [first.sum() * 1e25], schedule, log_path=tmp_path / "other.jsonl")
 
 
 def test_sigterm_ends_the_step_saves_and_exits(tmp_path: Path) -> None:

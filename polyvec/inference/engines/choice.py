@@ -6,22 +6,18 @@ graphs says more than any table of processors.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import platform
 import statistics
 import time
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from polyvec.atomic import write_json
 from polyvec.inference.batching import Batch
 from polyvec.inference.engines.onnx import GRAPH_FILES, OnnxEngine
 from polyvec.inference.threads import usable_cores
+from polyvec.machine import remembered
 from polyvec.model.config import ModelConfig
 from polyvec.tasks import NO_ADAPTER
 
@@ -34,23 +30,13 @@ _TOKENS = 1024  # of the run
 def faster_precision(folder: Path, config: ModelConfig, *, threads: int | None = None) -> str:
     """Return ``fp32`` or ``int8``, whichever graph in ``folder`` is faster here; the only one where one stands alone.
 
-    The first call on a machine runs both, polyvec-mini for a fraction of a second, and remembers the answer in the
-    user's cache folder (``$XDG_CACHE_HOME/polyvec`` or ``~/.cache/polyvec``). Where that cannot be written, every call
-    measures.
+    The first call on a machine runs both, polyvec-mini for a fraction of a second, and the answer is ``remembered``.
     """
     graphs = {precision: folder / name for precision, name in GRAPH_FILES.items()}
     present = [precision for precision, path in graphs.items() if path.exists()]
     if len(present) == 1:
         return present[0]
-    key = _key(graphs, threads)
-    path = _cache_folder() / "engines.json"
-    known = _read(path)
-    if known.get(key) not in graphs:
-        known[key] = _measure(graphs, config, threads)
-        with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(known, path)
-    return known[key]
+    return remembered("engines", _facts(graphs, threads), graphs, lambda: _measure(graphs, config, threads))
 
 
 def _measure(graphs: dict[str, Path], config: ModelConfig, threads: int | None) -> str:
@@ -81,30 +67,10 @@ def _timed(engine: OnnxEngine, batch: Batch) -> float:
     return time.perf_counter() - started
 
 
-def _key(graphs: dict[str, Path], threads: int | None) -> str:
-    """Return what the answer depends on: processor, cores, runtime and the graphs themselves."""
+def _facts(graphs: dict[str, Path], threads: int | None) -> list[Any]:
+    """Return what the answer depends on beside the processor: cores, runtime and the graphs themselves."""
     files = {
         precision: [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
         for precision, path in graphs.items()
     }
-    facts = [_processor(), usable_cores(), threads, ort.__version__, files]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
-def _processor() -> str:
-    """Return the processor with its instruction sets, as far as the system tells."""
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-    return f"{platform.machine()} {platform.processor()}"
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polyvec"
-
-
-def _read(path: Path) -> dict[str, str]:
-    with suppress(OSError, ValueError):  # a cache that cannot be read is measured anew
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return values if isinstance(values, dict) else {}
-    return {}
+    return [usable_cores(), threads, ort.__version__, files]
