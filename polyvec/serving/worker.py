@@ -30,9 +30,11 @@ from numpy.typing import NDArray
 
 from polyvec.errors import PolyvecError
 from polyvec.inference.batching import Batch
-from polyvec.inference.embedder import Embedder
+from polyvec.inference.engines.opening import open_engine
 from polyvec.inference.threads import physical_cores
 from polyvec.model.config import ModelConfig
+from polyvec.model.hub import resolve_model_folder
+from polyvec.model.layouts import read_config
 
 _log = logging.getLogger(__name__)
 _PROCESSES = multiprocessing.get_context("spawn")  # a fork would copy threads and locks in any state
@@ -252,15 +254,18 @@ def _pauses() -> Iterator[float]:
 
 
 def _work(connections: Sequence[Connection[Any, Any]], settings: WorkerSettings) -> None:
-    """The child: open the model, then answer batches until the parent closes the pipes or is gone."""
+    """The child: open the model, without its tokenizer, then answer batches until the parent closes the pipes or is
+    gone.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):  # told to parent and child alike; the parent decides
         signal.signal(number, signal.SIG_IGN)
     if settings.cpus is not None:
         os.sched_setaffinity(0, settings.cpus)
     try:
-        engine = Embedder(
-            settings.model, engine=settings.engine, device=settings.device, threads=settings.threads
-        ).engine
+        folder = resolve_model_folder(settings.model)
+        engine = open_engine(
+            folder, read_config(folder), settings.engine, device=settings.device, threads=settings.threads
+        )
     except PolyvecError as error:
         connections[0].send(error)
         return

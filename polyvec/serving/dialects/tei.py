@@ -111,9 +111,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/embed_all", response_model=list[list[list[float]]], responses=responses(TeiError, body=True))
     async def embed_all(body: EmbedAllRequest) -> Json:
-        states = await service.token_states(
-            inputs_of(body.inputs), task=body.prompt_name, truncate=bool(body.truncate)
-        )
+        states = await service.token_states(inputs_of(body.inputs), task=body.prompt_name, truncate=bool(body.truncate))
         return Json(states)
 
     @routes.post("/similarity", response_model=list[float], responses=responses(TeiError, body=True))
