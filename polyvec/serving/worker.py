@@ -105,11 +105,11 @@ class _Child:
         try:
             connection.send_bytes(pickle.dumps((method, on_lane, batch), pickle.HIGHEST_PROTOCOL))
             if not connection.poll(_PASS_SECONDS):
-                self.process.kill()
                 raise TimeoutError
             answer = pickle.loads(connection.recv_bytes())
-        except (EOFError, OSError):  # OSError holds what a broken pipe and a late answer raise
+        except Exception:  # it is dead, or hangs, or half an answer is in the pipe, for which there is no memory here
             self.is_up = False  # before the batch is tried again
+            self.process.kill()
             raise _lost() from None
         finally:
             self._idle.put(connection)
@@ -280,16 +280,16 @@ def _work(connections: Sequence[Connection[Any, Any]], settings: WorkerSettings)
                 method, on_lane, batch = pickle.loads(connection.recv_bytes())
             except (EOFError, OSError):  # the parent closed the pipe, or is gone
                 return
-            result: Any
             try:
                 with turns:
                     result = getattr(lane if on_lane else engine, method)(batch)
+                message = pickle.dumps(result, pickle.HIGHEST_PROTOCOL)
             except PolyvecError as error:
-                result = error
+                message = pickle.dumps(error)
             except Exception as error:  # whatever a runtime raises is the batch's fault until the scheduler finds whose
-                result = EngineError(type(error).__name__)
+                message = pickle.dumps(EngineError(type(error).__name__))
             with suppress(OSError):  # a parent that is gone waits for nothing
-                connection.send_bytes(pickle.dumps(result, pickle.HIGHEST_PROTOCOL))
+                connection.send_bytes(message)
 
     callers = [threading.Thread(target=answer, args=(connection,)) for connection in connections]
     for caller in callers:
