@@ -62,7 +62,9 @@ class Lines(logging.Handler):
         with self._writing, suppress(OSError, ValueError):  # a stream that is closed says nothing to anyone
             lines = []
             while self._records:
-                lines.append(self.format(self._records.popleft()) + "\n")
+                record = self._records.popleft()
+                with suppress(Exception):  # one whose arguments do not fit its words must not end the log
+                    lines.append(self.format(record) + "\n")
             self._stream.write("".join(lines))
             self._stream.flush()
 

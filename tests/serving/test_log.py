@@ -66,6 +66,7 @@ def test_lines_come_in_order_soon_and_with_a_warning_at_once() -> None:
     while "third" not in stream.getvalue():
         assert time.monotonic() < began + 20
     assert [fields_of(line)["message"] for line in stream.getvalue().splitlines()] == ["first", "second", "third"]
+    lines.handle(logging.LogRecord("x", logging.INFO, "", 0, "no %d", ("number",), None))
     lines.handle(record(logging.INFO, "last"))
     lines.flush()
     assert stream.getvalue().endswith("message=last\n")
