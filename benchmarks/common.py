@@ -78,6 +78,12 @@ def cpu_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def busy_seconds() -> float:
+    """Return the seconds of a core that all processes of the machine have used since it started."""
+    user, nice, system, _, _, interrupts, soft, *_ = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
+
+
 def forget_peak() -> None:
     """Let ``VmHWM`` start again from what is resident now."""
     Path("/proc/self/clear_refs").write_text("5")

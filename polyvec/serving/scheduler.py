@@ -28,7 +28,7 @@ from polyvec.serving.compute import Outcome, Row, Turns, compute
 from polyvec.serving.metrics import Metrics
 from polyvec.serving.queue import FairQueue, Job, offsets
 from polyvec.serving.tracing import Tracing
-from polyvec.serving.worker import WorkerLostError
+from polyvec.serving.worker import WorkerEngine, WorkerLostError
 
 _LANE_LEAST = 128  # tokens that make a pass on one core worth its call
 
@@ -63,7 +63,9 @@ class _Host:
 
     @classmethod
     def of(cls, engine: Engine) -> _Host:
-        return cls(engine, ThreadPoolExecutor(engine.lanes, thread_name_prefix="engine"), Turns())
+        # A worker takes one batch more than it computes, so that none of its lanes waits for the way there.
+        callers = engine.lanes + isinstance(engine, WorkerEngine)
+        return cls(engine, ThreadPoolExecutor(callers, thread_name_prefix="engine"), Turns())
 
     def count(self, engine: Engine, number: int) -> None:
         """Add ``number`` to the unfinished batches of the engine, or of its lane."""
@@ -170,8 +172,8 @@ class Scheduler:
         finally:
             for job in jobs:  # the siblings of one that failed are dropped with it
                 job.waiters -= 1
-                if not job.waiters:
-                    job.result.cancel()
+                if not job.waiters and job.result.cancel():
+                    self._finished(job)
 
     def _overloaded(self, tokens: int) -> OverloadedError:
         return OverloadedError(
@@ -181,12 +183,35 @@ class Scheduler:
         )
 
     async def _wait(self, results: Sequence[asyncio.Future[NDArray[np.float32]]], timeout: float) -> None:
-        done, waiting = await asyncio.wait(results, timeout=timeout, return_when=asyncio.FIRST_EXCEPTION)
-        for error in [result.exception() for result in done]:  # all are read, or asyncio logs the others as lost
-            if error is not None:
-                raise error
-        if waiting:
-            raise DeadlineError(f"a request must be answered within {timeout:g} s, got none; send less")
+        """Wait for all, or for the first that fails.
+
+        ``asyncio.wait`` does that too, and for one result takes as long as the rest of this module (2026-11-26).
+        """
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[BaseException | None] = loop.create_future()
+        missing = len(results)
+
+        def end(error: BaseException | None) -> None:
+            if not ended.done():
+                ended.set_result(error)
+
+        def count(result: asyncio.Future[NDArray[np.float32]]) -> None:
+            nonlocal missing
+            missing -= 1
+            error = None if result.cancelled() else result.exception()  # read in any case, or asyncio logs it as lost
+            if error is not None or not missing:
+                end(error)
+
+        for result in results:
+            result.add_done_callback(count)
+        late = DeadlineError(f"a request must be answered within {timeout:g} s, got none; send less")
+        timer = loop.call_later(timeout, end, late)
+        try:
+            error = await ended
+        finally:
+            timer.cancel()
+        if error is not None:
+            raise error
 
     def _cached(self, row: Row) -> tuple[NDArray[np.float32]] | None:
         """Return the row's vector in a tuple, for an array alone is neither true nor false."""
@@ -205,15 +230,16 @@ class Scheduler:
             self._metrics.shared_rows.labels(how="in flight").inc()
             return shared
         result: asyncio.Future[NDArray[np.float32]] = asyncio.get_running_loop().create_future()
-        job = self._queue.push(row, before, caller, result, time.monotonic(), link)
-        self._pending_tokens += len(row)
+        job = self._queue.push(row, address, before, caller, result, time.monotonic(), link)
+        self._pending_tokens += job.tokens
         if address is not None:
             self._in_flight[address] = job
-        result.add_done_callback(lambda _: self._finished(job, address))
         return job
 
-    def _finished(self, job: Job, address: bytes | None) -> None:
-        self._pending_tokens -= len(job.row)
+    def _finished(self, job: Job) -> None:
+        """Account for a job whose result is there, or that nobody waits for any more."""
+        self._pending_tokens -= job.tokens
+        address = job.address
         if address is None:
             return
         if self._in_flight.get(address) is job:
@@ -251,11 +277,12 @@ class Scheduler:
             self._metrics.queue_seconds.observe(started - job.since)
         rows = [job.row for job in batch]
         links = [job.link for job in batch]
-        with self._tracing.batch(links, rows=len(rows), tokens=sum(map(len, rows)), engine=engine.name):
+        lengths = [job.tokens for job in batch]
+        with self._tracing.batch(links, rows=len(rows), tokens=sum(lengths), engine=engine.name):
             outcomes, seconds = await asyncio.get_running_loop().run_in_executor(
                 host.threads, self._timed, host, engine, rows
             )
-        self._account(rows, seconds, side_by_side=min(max(host.beside, 1), host.engine.lanes))
+        self._account(lengths, seconds, side_by_side=min(max(host.beside, 1), host.engine.lanes))
         host.count(engine, -1)
         self._wake.set()
         for job, outcome in zip(batch, outcomes, strict=True):
@@ -265,6 +292,7 @@ class Scheduler:
                 job.result.set_exception(outcome)
             else:
                 job.result.set_result(outcome)
+            self._finished(job)
 
     def _timed(self, host: _Host, engine: Engine, rows: Sequence[Row]) -> tuple[list[Outcome], float]:
         started = time.monotonic()
@@ -276,10 +304,9 @@ class Scheduler:
                 outcomes = compute(engine, rows, max_tokens=self.max_tokens, alone=True)
         return outcomes, time.monotonic() - started
 
-    def _account(self, rows: Sequence[Row], seconds: float, *, side_by_side: int) -> None:
-        lengths = [len(row) for row in rows]
+    def _account(self, lengths: Sequence[int], seconds: float, *, side_by_side: int) -> None:
         self._tokens_per_second += 0.1 * (side_by_side * sum(lengths) / max(seconds, 1e-6) - self._tokens_per_second)
-        self._metrics.batch_rows.observe(len(rows))
+        self._metrics.batch_rows.observe(len(lengths))
         self._metrics.batch_tokens.observe(sum(lengths))
         self._metrics.padding_tokens.inc(max(lengths) * len(lengths) - sum(lengths))
         self._metrics.engine_seconds.observe(seconds)

@@ -122,13 +122,18 @@ class Service:
         cut = np.ascontiguousarray(raw[:, :width])
         return Embedded(unit(cut) if normalized else cut, num_tokens)
 
-    async def token_states(self, texts: Sequence[Input], *, truncate: bool) -> list[NDArray[np.float32]]:
-        """Return (n, D) states of each input's tokens, of the base model."""
+    async def token_states(
+        self, texts: Sequence[Input], *, task: str | None, truncate: bool
+    ) -> list[NDArray[np.float32]]:
+        """Return (n, D) states of each input's tokens, those of the task's prompt included."""
+        self.scheduler.check_open()
+        resolved = self._resolve(task)
         check_inputs(texts)
-        task = resolve_task(None, self.embedder.config.prompts)
-        rows = await self._tokenise(texts, self._rows, texts, task, truncate, False)
+        rows = await self._tokenise(texts, self._rows, texts, resolved, truncate, False)
         rows = [Row(row.encoding, row.adapter_id, every_token=True) for row in rows]
-        return await self._submit(rows)
+        states = await self._submit(rows)
+        self._tokens_of[resolved.name].inc(sum(map(len, rows)))
+        return states
 
     async def encodings(self, texts: Sequence[str]) -> list[Encoding]:
         """Return the tokens of each text, without a prompt."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from polyvec import __version__
 from polyvec.errors import MissingExtraError
 
+_NOTHING = contextlib.nullcontext()
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
@@ -62,14 +64,14 @@ class Tracing:
                 if attributes.get("http.response.status_code", 500) >= 500:
                     span.set_status(self._trace.StatusCode.ERROR)
 
-    @contextlib.contextmanager
-    def span(self, name: str, **attributes: Any) -> Iterator[None]:
+    def span(self, name: str, **attributes: Any) -> AbstractContextManager[Any]:
         """A span inside the current one."""
         if self._tracer is None:
-            yield
-            return
-        with self._tracer.start_as_current_span(name, attributes=attributes, record_exception=False):
-            yield
+            return _NOTHING
+        own: AbstractContextManager[Any] = self._tracer.start_as_current_span(
+            name, attributes=attributes, record_exception=False
+        )
+        return own
 
     def link(self) -> Any:
         """Return what links a batch to the current span, None without one."""

@@ -9,20 +9,20 @@ there is one child for each.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,11 @@ from numpy.typing import NDArray
 
 from polyvec.errors import PolyvecError
 from polyvec.inference.batching import Batch
-from polyvec.inference.embedder import Embedder
+from polyvec.inference.engines.opening import open_engine
+from polyvec.inference.threads import physical_cores
 from polyvec.model.config import ModelConfig
+from polyvec.model.hub import resolve_model_folder
+from polyvec.model.layouts import read_config
 
 _log = logging.getLogger(__name__)
 _PROCESSES = multiprocessing.get_context("spawn")  # a fork would copy threads and locks in any state
@@ -74,68 +77,65 @@ class _Facts:
 
 
 class _Child:
-    """One process, and the calls that it has not answered yet. Raises what opening the model raises."""
+    """One process, with a pipe for each caller that it may have at one time. Raises what opening the model raises."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        self._connection, theirs = _PROCESSES.Pipe()
+        ours, theirs = zip(*(_PROCESSES.Pipe() for _ in range(_most_callers(settings))), strict=True)
         self.process = _PROCESSES.Process(target=_work, args=(theirs, settings), daemon=True)
         self.process.start()
-        theirs.close()
+        for connection in theirs:
+            connection.close()
         try:
-            said = self._connection.recv() if self._connection.poll(_START_SECONDS) else None
+            said = ours[0].recv() if ours[0].poll(_START_SECONDS) else None
         except EOFError:
             said = None
+        self._connections: tuple[Connection[Any, Any], ...] = ours
         if not isinstance(said, _Facts):
-            self._connection.close()
             self.process.kill()
+            self._close()
             raise said if isinstance(said, PolyvecError) else WorkerLostError("the worker process did not come up")
         self.facts = said
-        self._lock = threading.Lock()
-        self._numbers = itertools.count()
-        self._waiting: dict[int, Future[NDArray[np.float32]]] = {}
         self.is_up = True
-        threading.Thread(target=self._read, name="worker-reader", daemon=True).start()
+        self._idle: SimpleQueue[Connection[Any, Any]] = SimpleQueue()
+        for connection in ours:
+            self._idle.put(connection)
 
     def call(self, method: str, on_lane: bool, batch: Batch) -> NDArray[np.float32]:
-        answer: Future[NDArray[np.float32]] = Future()
-        with self._lock:
-            if not self.is_up:
-                raise _lost()
-            number = next(self._numbers)
-            self._waiting[number] = answer
-            with suppress(OSError):  # the reader meets the same end and says it to all who wait
-                self._connection.send((number, method, on_lane, batch))
+        """Return what the child answers, on the caller's own thread: handing over to another costs more than a pass of
+        few tokens (2026-11-26).
+        """
+        connection = self._idle.get()
         try:
-            return answer.result(_PASS_SECONDS)
-        except FutureTimeoutError:
+            connection.send_bytes(pickle.dumps((method, on_lane, batch), pickle.HIGHEST_PROTOCOL))
+            if not connection.poll(_PASS_SECONDS):
+                raise TimeoutError
+            answer = pickle.loads(connection.recv_bytes())
+        except Exception:  # it is dead, or hangs, or half an answer is in the pipe, for which there is no memory here
+            self.is_up = False  # before the batch is tried again
             self.process.kill()
             raise _lost() from None
+        finally:
+            self._idle.put(connection)
+        if isinstance(answer, PolyvecError):
+            raise answer
+        result: NDArray[np.float32] = answer
+        return result
 
     def end(self) -> None:
         """End the process, which is idle; one that does not go within a second is killed."""
-        with self._lock, suppress(OSError):
-            self._connection.send(None)
+        self.is_up = False
+        self._close()
         self.process.join(1)
         self.process.kill()
 
-    def _read(self) -> None:
-        while True:
-            try:
-                number, answer = self._connection.recv()
-            except (EOFError, OSError):
-                break
-            with self._lock:
-                future = self._waiting.pop(number)
-            if isinstance(answer, PolyvecError):
-                future.set_exception(answer)
-            else:
-                future.set_result(answer)
-        with self._lock:
-            self.is_up = False
-            for future in self._waiting.values():
-                future.set_exception(_lost())
-            self._waiting.clear()
-        self._connection.close()
+    def _close(self) -> None:
+        for connection in self._connections:
+            connection.close()
+
+
+def _most_callers(settings: WorkerSettings) -> int:
+    """Return one for each lane that the engine may have, and one whose batch waits at its door."""
+    return (settings.threads or physical_cores()) + 1
 
 
 def _lost() -> WorkerLostError:
@@ -168,7 +168,7 @@ class _WorkerLane:
 
 
 class WorkerEngine:
-    """An ``Engine`` whose passes run in a child process, to be called by as many threads at a time as it has lanes.
+    """An ``Engine`` whose passes run in a child process, to be called by one thread more at a time than it has lanes.
 
     ``close`` ends the child. Raises what opening the model raises.
     """
@@ -269,18 +269,21 @@ def _pauses() -> Iterator[float]:
         yield _RETRY_SECONDS[-1]
 
 
-def _work(connection: Connection[Any, Any], settings: WorkerSettings) -> None:
-    """The child: open the model, then answer batches until the parent closes the pipe or is gone."""
+def _work(connections: Sequence[Connection[Any, Any]], settings: WorkerSettings) -> None:
+    """The child: open the model, without its tokenizer, then answer batches until the parent closes the pipes or is
+    gone.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):  # told to parent and child alike; the parent decides
         signal.signal(number, signal.SIG_IGN)
     if settings.cpus is not None:
         os.sched_setaffinity(0, settings.cpus)
     try:
-        engine = Embedder(
-            settings.model, engine=settings.engine, device=settings.device, threads=settings.threads
-        ).engine
+        folder = resolve_model_folder(settings.model)
+        engine = open_engine(
+            folder, read_config(folder), settings.engine, device=settings.device, threads=settings.threads
+        )
     except PolyvecError as error:
-        connection.send(error)
+        connections[0].send(error)
         return
     lane = engine.lane  # opened before anyone waits for it
     facts = _Facts(
@@ -293,29 +296,31 @@ def _work(connection: Connection[Any, Any], settings: WorkerSettings) -> None:
         engine.pads,
         engine.leaves_host,
     )
-    connection.send(facts)
-    sending = threading.Lock()
+    connections[0].send(facts)
+    turns = threading.Semaphore(engine.lanes)  # the batch of one caller more is here already when a lane is free
 
-    def answer(number: int, method: str, on_lane: bool, batch: Batch) -> None:
-        result: Any
-        try:
-            result = getattr(lane if on_lane else engine, method)(batch)
-        except PolyvecError as error:
-            result = error
-        except Exception as error:  # whatever a runtime raises is the batch's fault until the scheduler finds whose
-            result = EngineError(type(error).__name__)
-        with sending, suppress(OSError):  # a parent that is gone waits for nothing
-            connection.send((number, result))
-
-    with ThreadPoolExecutor(engine.lanes) as threads:
+    def answer(connection: Connection[Any, Any]) -> None:
         while True:
             try:
-                request = connection.recv()
-            except (EOFError, OSError):
+                method, on_lane, batch = pickle.loads(connection.recv_bytes())
+            except (EOFError, OSError):  # the parent closed the pipe, or is gone
                 return
-            if request is None:
-                return
-            threads.submit(answer, *request)
+            try:
+                with turns:
+                    result = getattr(lane if on_lane else engine, method)(batch)
+                message = pickle.dumps(result, pickle.HIGHEST_PROTOCOL)
+            except PolyvecError as error:
+                message = pickle.dumps(error)
+            except Exception as error:  # whatever a runtime raises is the batch's fault until the scheduler finds whose
+                message = pickle.dumps(EngineError(type(error).__name__))
+            with suppress(OSError):  # a parent that is gone waits for nothing
+                connection.send_bytes(message)
+
+    callers = [threading.Thread(target=answer, args=(connection,)) for connection in connections]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
 
 
 def open_workers(settings: Sequence[WorkerSettings]) -> list[WorkerEngine]:

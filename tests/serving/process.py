@@ -15,6 +15,7 @@ from typing import IO
 
 FAULTY = Path(__file__).with_name("faulty_server.py")
 _LOGS: dict[int, IO[bytes]] = {}
+_SECONDS: dict[int, float] = {}
 _PLAIN = ("-W", "error", "-c", "from polyvec.cli import app; app()")
 
 
@@ -23,14 +24,21 @@ def start(
 ) -> tuple[subprocess.Popen[bytes], str]:
     """Return the process and its address once it answers. ``stop`` it, which gives its log."""
     command = [sys.executable, *program, "serve", "--port", "0", "--engine", engine, *arguments]
+    began = time.monotonic()
     log = tempfile.TemporaryFile("w+b")  # not a pipe: it fills up when nobody reads, and the server would wait
     process = subprocess.Popen([*map(str, command)], stderr=log)
     _LOGS[process.pid] = log
     while process.poll() is None:
         if found := re.search(r"http://\S+", _said(process)):
+            _SECONDS[process.pid] = time.monotonic() - began
             return process, found[0]
         time.sleep(0.02)
     raise AssertionError("the server ended before it served: " + stop(process))
+
+
+def start_seconds(process: subprocess.Popen[bytes]) -> float:
+    """Return what ``start`` took."""
+    return _SECONDS[process.pid]
 
 
 def stop(process: subprocess.Popen[bytes]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from polyvec import Embedder
+from polyvec.inference.batching import Batch
 from polyvec.serving.app import make_app
 from polyvec.serving.service import Service
 
@@ -178,6 +180,24 @@ def test_each_dialect_has_its_envelope(client: TestClient, embedder: Embedder) -
     assert client.post("/v1/embeddings", content="a").status_code == 415
     assert client.get("/nowhere").json()["error"]["code"] == "not_found"
     assert client.get("/embed").json()["error_type"] == "Backend" and client.get("/embed").status_code == 405
+
+
+def test_an_answer_that_would_be_late_is_504(
+    client: TestClient, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = embedder.engine.pool
+    body = {"model": embedder.model_name, "input": "late"}
+
+    def slow(batch: Batch) -> Any:
+        time.sleep(0.5)
+        return pool(batch)
+
+    monkeypatch.setattr(embedder.engine, "pool", slow)
+    late = client.post("/v1/embeddings", json=body, headers={"x-polyvec-timeout": "0.05"})
+    in_time = client.post("/v1/embeddings", json=body, headers={"x-polyvec-timeout": "30"})
+    assert late.status_code == 504 and late.json()["error"]["code"] == "deadline_exceeded"
+    assert late.json()["detail"].startswith("a request must be answered within 0.05 s")
+    np.testing.assert_allclose(vectors(in_time.json())[0], embedder.encode("late"), atol=1e-6)
 
 
 def test_an_overfull_queue_is_429_or_503(embedder: Embedder) -> None:

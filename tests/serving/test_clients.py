@@ -18,6 +18,7 @@ from huggingface_hub import InferenceClient, close_session
 from huggingface_hub.errors import HfHubHTTPError
 
 from polyvec import Embedder
+from polyvec.errors import TruncationWarning
 from polyvec.inference.quantize import unit
 from tests.serving.process import start, stop
 
@@ -104,6 +105,23 @@ def test_tei_routes(server: str, embedder: Embedder) -> None:
     assert [len(rows) for rows in states] == [len(row) for row in tokens]
     mean = np.mean(states[1], axis=0)
     np.testing.assert_allclose(mean / np.linalg.norm(mean), embedder.encode(TEXTS[1]), atol=1e-6)
+
+
+def test_tei_s_parameters_hold_on_every_route(server: str, embedder: Embedder) -> None:
+    long = "word " * 2000
+    named = {"prompt_name": "retrieval.query", "truncation_direction": "Right", "truncate": True}
+    body = {"inputs": {"source_sentence": TEXTS[0], "sentences": [TEXTS[1], long]}}
+    scores = httpx.post(f"{server}/similarity", json={**body, "parameters": named}).json()
+    with pytest.warns(TruncationWarning):
+        vectors = embedder.encode([TEXTS[0], TEXTS[1], long], task="retrieval.query")
+    assert scores == pytest.approx(vectors[1:] @ vectors[0], abs=1e-5)
+    states = httpx.post(f"{server}/embed_all", json={"inputs": [TEXTS[1], long], **named}).json()
+    means = unit(np.array([np.mean(rows, axis=0) for rows in states], np.float32))
+    np.testing.assert_allclose(means, vectors[1:], atol=1e-6)
+    assert len(states[1]) == embedder.max_tokens
+    for path, refused in (("similarity", body), ("embed_all", {"inputs": long})):
+        answer = httpx.post(f"{server}/{path}", json=refused)
+        assert answer.status_code == 422 and "must be at most" in answer.json()["error"]
 
 
 def test_ollama(server: str, name: str, embedder: Embedder) -> None:

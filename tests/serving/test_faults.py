@@ -19,7 +19,7 @@ import pytest
 
 from polyvec import Embedder
 from tests.serving import faulty_server as faults
-from tests.serving.process import FAULTY, start, stop, worker_pid
+from tests.serving.process import FAULTY, start, start_seconds, stop, worker_pid
 
 ORIGIN = "https://example.org"
 
@@ -107,7 +107,7 @@ def test_a_killed_worker_is_replaced_and_its_batch_computed_again(
         started, statuses = time.monotonic(), list[int]()
         while 503 not in statuses or statuses[-1] != 200:  # the first may still be from before anyone noticed
             statuses.append(client.get("/ready").status_code)
-            assert time.monotonic() < started + 30, set(statuses)
+            assert time.monotonic() < started + 30, set(statuses)  # to end at all
         return time.monotonic() - started
 
     with ThreadPoolExecutor(1) as pool:
@@ -119,8 +119,9 @@ def test_a_killed_worker_is_replaced_and_its_batch_computed_again(
     for answer, expected in zip(answers, embedder.encode(texts), strict=True):
         check(answer, expected[None])
     assert worker_pid(process) not in (None, first)
-    # Within 5 s where the machine has nothing else to do; the bound here is that of a start of Python under load.
-    assert seconds < 20
+    # A process alone starts in less time than the whole server did, but here 40 clients ask meanwhile. In seconds it is
+    # measured by benchmarks/restarts.py.
+    assert seconds < 2 * start_seconds(process)
 
 
 def test_slow_clients_are_closed_and_hold_up_no_one(client: httpx.Client, embedder: Embedder) -> None:

@@ -70,9 +70,9 @@ class ModelsAnswer(BaseModel):
 
 def inputs_of(given: Any) -> list[Input]:
     """Return what was sent as a list of texts and token rows."""
-    if isinstance(given, (str, TextInput)) or (given and isinstance(given[0], int)):
+    if not isinstance(given, list) or (given and isinstance(given[0], int)):
         given = [given]
-    return [item.text if isinstance(item, TextInput) else item for item in given]
+    return [item if isinstance(item, (str, list)) else item.text for item in given]
 
 
 def router(service: Service) -> APIRouter:

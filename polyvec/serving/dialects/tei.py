@@ -12,7 +12,6 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
 from polyvec import __version__
-from polyvec.errors import InputError
 from polyvec.serving.answer import Json
 from polyvec.serving.dialects.openai_jina import inputs_of
 from polyvec.serving.dialects.schema import Body, Flag, Integer, TokenIds
@@ -22,11 +21,14 @@ from polyvec.serving.service import MAX_INPUTS, Service
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+Direction = Literal["right", "Right"]  # texts are cut at their end alone
+
+
 class EmbedRequest(Body):
     inputs: str | list[str] | TokenIds | list[TokenIds]
     normalize: Flag | None = None
     truncate: Flag | None = None
-    truncation_direction: Literal["right", "Right"] | None = None
+    truncation_direction: Direction | None = None
     prompt_name: str | None = None
     dimensions: Integer | None = None
 
@@ -34,6 +36,8 @@ class EmbedRequest(Body):
 class EmbedAllRequest(Body):
     inputs: str | list[str] | TokenIds | list[TokenIds]
     truncate: Flag | None = None
+    truncation_direction: Direction | None = None
+    prompt_name: str | None = None
 
 
 class Sentences(Body):
@@ -41,9 +45,15 @@ class Sentences(Body):
     sentences: list[str]
 
 
+class SimilarityParameters(Body):
+    truncate: Flag | None = None
+    truncation_direction: Direction | None = None
+    prompt_name: str | None = None
+
+
 class SimilarityRequest(Body):
     inputs: Sentences
-    parameters: dict[str, Any] | None = None
+    parameters: SimilarityParameters | None = None
 
 
 class TokenizeRequest(Body):
@@ -101,15 +111,15 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/embed_all", response_model=list[list[list[float]]], responses=responses(TeiError, body=True))
     async def embed_all(body: EmbedAllRequest) -> Json:
-        states = await service.token_states(inputs_of(body.inputs), truncate=bool(body.truncate))
+        states = await service.token_states(inputs_of(body.inputs), task=body.prompt_name, truncate=bool(body.truncate))
         return Json(states)
 
     @routes.post("/similarity", response_model=list[float], responses=responses(TeiError, body=True))
     async def similarity(body: SimilarityRequest) -> Json:
-        if body.parameters:
-            raise InputError("parameters must be empty, got some; this server has none for /similarity")
+        asked = body.parameters or SimilarityParameters()
         texts = [body.inputs.source_sentence, *body.inputs.sentences]
-        vectors = (await service.embed(texts, task="text-matching")).vectors
+        task = asked.prompt_name or "text-matching"
+        vectors = (await service.embed(texts, task=task, truncate=bool(asked.truncate))).vectors
         return Json(vectors[1:] @ vectors[0])
 
     @routes.post("/tokenize", response_model=list[list[Token]], responses=responses(TeiError, body=True))
