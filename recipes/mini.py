@@ -305,7 +305,7 @@ def distil(
 
     def embed(ids: Tensor, cu_seqlens: Tensor, longest: int) -> Tensor:
         no_task = torch.full((len(cu_seqlens) - 1,), NO_ADAPTER, device=ids.device)
-        with training_kernels(ids.device, bf16=bf16):
+        with training_kernels(ids.device, bf16=bf16, longest=longest):
             states = encoder(ids, cu_seqlens, no_task, max_seqlen=longest, adapters=(NO_ADAPTER,))
             return mean_pool(states, cu_seqlens)
 

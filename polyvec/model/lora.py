@@ -14,11 +14,12 @@ Shape letters: N packed tokens, I and O inner widths, A adapters, R rank, C colu
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 _GPU_STEP = 64  # of 16-bit numbers a cache line, and what a kernel takes at a time; odd rows fall to slow ones
 
