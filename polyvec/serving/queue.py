@@ -134,7 +134,8 @@ def best_batch(lengths: Sequence[int], *, batch_tokens: int) -> list[int]:
     """Return the first row and those that it shares a pass with, as indices into ``lengths`` (tokens).
 
     Of all runs of rows next to each other in length that hold the first one and fit ``batch_tokens``, padding
-    included, it is the one that reads the most tokens for what it costs: full, but not at the price of padding.
+    included, it is the one that reads the most tokens for what it costs: full, but not at the price of padding. Where
+    all of them fit, none is left out to whom a pass of its own would cost more than that padding.
     """
     if not lengths:
         return []
@@ -151,6 +152,13 @@ def best_batch(lengths: Sequence[int], *, batch_tokens: int) -> list[int]:
             worth = (sums[end] - sums[start]) / (_PASS_TOKENS + (end - start) * longest)
             if worth > best:
                 best, best_start, best_end = worth, start, end
+    longest = lengths[order[-1]]
+    if len(order) * longest <= batch_tokens:
+        left = [*order[:best_start], *order[best_end:]]
+        shared = (best_end - best_start) * lengths[order[best_end - 1]]
+        apart = _PASS_TOKENS + shared + len(left) * max((lengths[i] for i in left), default=0)
+        if len(order) * longest <= apart:
+            return order
     return order[best_start:best_end]
 
 

@@ -119,9 +119,8 @@ def test_a_killed_worker_is_replaced_and_its_batch_computed_again(
     for answer, expected in zip(answers, embedder.encode(texts), strict=True):
         check(answer, expected[None])
     assert worker_pid(process) not in (None, first)
-    # A process alone starts in less time than the whole server did, but here 40 clients ask meanwhile. In seconds it is
-    # measured by benchmarks/restarts.py.
-    assert seconds < 2 * start_seconds(process)
+    # Alone a quarter of what the whole server took to start (benchmarks/restarts.py); here 40 clients ask meanwhile.
+    assert seconds < 5 * start_seconds(process)
 
 
 def test_slow_clients_are_closed_and_hold_up_no_one(client: httpx.Client, embedder: Embedder) -> None:

@@ -19,6 +19,7 @@ from polyvec.serving.caller import NOBODY, Caller
 from polyvec.serving.compute import ComputeError, Row
 from polyvec.serving.keys import ApiKey
 from polyvec.serving.metrics import Metrics
+from polyvec.serving.queue import best_batch
 from polyvec.serving.scheduler import DeadlineError, DrainingError, OverloadedError, Scheduler
 from polyvec.serving.tracing import Tracing
 from polyvec.serving.worker import WorkerLostError
@@ -309,3 +310,10 @@ def test_bulk_work_yields_and_does_not_starve(embedder: Embedder) -> None:
     places = [order.index(i) for i in range(3)]
     assert places[1] >= 8  # after the first, ten interactive rows go before each
     assert places[1] <= 16
+
+
+def test_a_batch_is_of_like_lengths_unless_the_rest_would_need_a_pass_for_little() -> None:
+    waiting = [20, *[8] * 30, *[21] * 30]
+    assert {waiting[i] for i in best_batch(waiting, batch_tokens=384)} == {20, 21}  # others go with the eights
+    assert sorted(best_batch([9, 3], batch_tokens=384)) == [0, 1]
+    assert best_batch([40, 2, 2, 2], batch_tokens=384) == [0]  # three times 38 of padding are dearer than a pass
