@@ -162,7 +162,8 @@ def gpu(figure: Any) -> None:
 def serving(figure: Any) -> None:
     """Throughput beside peers, by length of text, and of the engine alone."""
     axes = figure.subplots(1, 4)
-    compared, _, alone, _ = tables("2026-11-26-serving.md")
+    found = tables("2026-11-26-serving.md")
+    compared, alone = found[0], found[3]  # the last run beside the engine
     for i, mix in enumerate(("short", "mixed", "long")):
         rows = [row[2:] for row in compared.rows if row[:2] == [mix, "16"]]
         own = Table(compared.head[2:], rows)
