@@ -29,6 +29,7 @@ import numpy as np
 from common import make_texts, matrix_rate, memory_mb, operations, randomise, where
 
 from polyvec import Embedder
+from polyvec.inference.quantize import smallest_cosine
 from polyvec.model.config import ModelConfig
 from polyvec.model.hub import resolve_model_folder
 from polyvec.text.tokenizer import Tokenizer
@@ -141,10 +142,6 @@ def run(folder: Path, *arguments: str, llama: str = "") -> dict[str, float]:
     return values
 
 
-def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
@@ -203,8 +200,8 @@ def main() -> None:
     print("first vector s | MB after it | peak MB |\n|---|---|---|---|---|---|---|---|")
     middle = {s: {k: statistics.median(r[k] for r in runs[s]) for k in runs[s][0]} for s in systems}
     for system, m in middle.items():
-        plain = cosines(vectors[system], exact).min()
-        centred = cosines(vectors[system] - exact.mean(0), exact - exact.mean(0)).min()
+        plain = smallest_cosine(vectors[system], exact)
+        centred = smallest_cosine(vectors[system] - exact.mean(0), exact - exact.mean(0))
         print(
             f"| {system} | {plain:.5f} | {centred:.5f} | {middle['polyvec-int8']['seconds'] / m['seconds']:.2f} | "
             f"{operations(lengths, config) / rate / m['seconds']:.0%} | {m['first']:.1f} | {m['opened_mb']:.0f} | "

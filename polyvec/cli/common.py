@@ -14,11 +14,12 @@ from polyvec import __version__
 from polyvec.errors import MachineWarning, PolyvecError, TruncationWarning, UntrainedDimensionWarning
 from polyvec.files import Stamp
 from polyvec.inference.embedder import Embedder
+from polyvec.inference.engines.opening import ENGINES
 
 Result = TypeVar("Result")
 
 Model = Annotated[str | None, typer.Option(help="Folder or hub name; the built-in polyvec-mini if left out.")]
-EngineName = Annotated[str, typer.Option(help="auto, onnx, onnx-int8, torch or torch-float8.")]
+EngineName = Annotated[str, typer.Option(help=f"{', '.join(ENGINES)}.")]
 Dimensions = Annotated[int | None, typer.Option(help="Kept components; all if left out.")]
 Column = Annotated[str, typer.Option(help="Field of JSONL, CSV or Parquet that holds the text.")]
 TaskName = Annotated[str | None, typer.Option(help="Task: adapter and prompt; the base model if left out.")]

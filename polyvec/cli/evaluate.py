@@ -14,6 +14,7 @@ from rich.table import Table
 from polyvec.atomic import whole_file
 from polyvec.cli.common import plain_errors
 from polyvec.errors import InputError
+from polyvec.inference.engines.opening import ENGINES
 
 if TYPE_CHECKING:
     from polyvec.evaluation.run import Row
@@ -37,9 +38,7 @@ def evaluate(
     ] = None,
     dimensions: Annotated[list[int] | None, typer.Option(help="Kept components; repeat it; all if left out.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="float32, float16, int8, binary, ubinary; repeat it.")] = None,
-    engine: Annotated[
-        list[str] | None, typer.Option(help="auto, onnx, onnx-int8, torch, torch-float8; repeat it.")
-    ] = None,
+    engine: Annotated[list[str] | None, typer.Option(help=f"{', '.join(ENGINES)}; repeat it.")] = None,
     rope_theta: Annotated[list[float] | None, typer.Option(help="Another base of the positions; repeat it.")] = None,
     ablate: Annotated[
         list[str] | None,

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from polyvec.errors import PolyvecError
 from polyvec.inference.batching import Batch
+from polyvec.inference.engines import Engine
 from polyvec.inference.engines.opening import open_engine
 from polyvec.inference.threads import physical_cores
 from polyvec.model.config import ModelConfig
@@ -62,9 +63,9 @@ class WorkerSettings:
     cpus: frozenset[int] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Facts:
-    """An engine's attributes, and those of its lane."""
+    """The attributes of an ``Engine``, which the child tells and its stand-ins here have too."""
 
     config: ModelConfig
     name: str
@@ -74,6 +75,10 @@ class _Facts:
     own_pass_tokens: int | None
     pads: bool
     leaves_host: bool
+
+    @classmethod
+    def of(cls, engine: Engine) -> _Facts:
+        return cls(**{field.name: getattr(engine, field.name) for field in fields(cls)})
 
 
 class _Child:
@@ -142,19 +147,12 @@ def _lost() -> WorkerLostError:
     return WorkerLostError("the worker process must finish a batch, got its end; the batch is retried")
 
 
-@dataclass
-class _WorkerLane:
+class _WorkerLane(_Facts):
     """The lane of the engine in the child."""
 
-    worker: WorkerEngine
-    config: ModelConfig
-    name: str
-    batch_tokens: int
-    lane_tokens: int
-    own_pass_tokens: int | None
-    pads: bool
-    leaves_host: bool
-    lanes: int = 1
+    def __init__(self, worker: WorkerEngine, facts: _Facts) -> None:
+        super().__init__(**vars(replace(facts, batch_tokens=facts.lane_tokens, lanes=1)))
+        self.worker = worker
 
     @property
     def lane(self) -> _WorkerLane:
@@ -167,7 +165,7 @@ class _WorkerLane:
         return self.worker.call("token_states", True, batch)
 
 
-class WorkerEngine:
+class WorkerEngine(_Facts):
     """An ``Engine`` whose passes run in a child process, to be called by one thread more at a time than it has lanes.
 
     ``close`` ends the child. Raises what opening the model raises.
@@ -179,20 +177,8 @@ class WorkerEngine:
         self._closing = False
         self._last = _Child(settings)
         self._child: _Child | None = self._last
-        facts = self._last.facts
-        self.config, self.name, self.batch_tokens = facts.config, facts.name, facts.batch_tokens
-        self.lanes, self.lane_tokens = facts.lanes, facts.lane_tokens
-        self.own_pass_tokens, self.pads, self.leaves_host = facts.own_pass_tokens, facts.pads, facts.leaves_host
-        self._lane = _WorkerLane(
-            self,
-            facts.config,
-            facts.name,
-            facts.lane_tokens,
-            facts.lane_tokens,
-            facts.own_pass_tokens,
-            facts.pads,
-            facts.leaves_host,
-        )
+        super().__init__(**vars(self._last.facts))
+        self._lane = _WorkerLane(self, self._last.facts)
         self._keeper = threading.Thread(target=self._keep_alive, name="worker-keeper", daemon=True)
         self._keeper.start()
 
@@ -286,17 +272,7 @@ def _work(connections: Sequence[Connection[Any, Any]], settings: WorkerSettings)
         connections[0].send(error)
         return
     lane = engine.lane  # opened before anyone waits for it
-    facts = _Facts(
-        engine.config,
-        engine.name,
-        engine.batch_tokens,
-        engine.lanes,
-        lane.batch_tokens,
-        engine.own_pass_tokens,
-        engine.pads,
-        engine.leaves_host,
-    )
-    connections[0].send(facts)
+    connections[0].send(_Facts.of(engine))
     turns = threading.Semaphore(engine.lanes)  # the batch of one caller more is here already when a lane is free
 
     def answer(connection: Connection[Any, Any]) -> None:
