@@ -1,10 +1,10 @@
 """What each choice of the recipe buys, at polyvec-mini's scale: the same run with one thing changed, side by side.
 
-    python -m recipes.ablations --data DATA --work WORK
+    python -m recipes.ablations --data DATA --work WORK [--rated rated.jsonl]
 
 Every variant starts from polyvec-mini's base with fresh adapters and trains the retrieval adapters alone. A difference
 is of the mean over all development queries, with a paired 95 % bootstrap interval. A variant whose folder is there is
-not trained again.
+not trained again. With ``--rated`` (recipes/rated_arguments.py) there are failure cases of quality too.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from polyvec.data.failure_cases import Case, entity_cases, overlap_cases, polar_cases
+from polyvec.data.failure_cases import Case, entity_cases, overlap_cases, polar_cases, quality_cases
+from polyvec.errors import InputError
 from polyvec.evaluation.intervals import Observations, compare, interval
 from polyvec.evaluation.metrics import Vectors
 from polyvec.evaluation.readers import read_suites
 from polyvec.evaluation.suites import Encode, score
-from polyvec.files import Record
+from polyvec.files import Record, read_records
 from polyvec.inference.embedder import Embedder
 from polyvec.inference.export import export_onnx
 from polyvec.inference.quantize import unit
@@ -68,11 +69,13 @@ def main(
     steps: int = 40,
     limit: Annotated[int, typer.Option(help="Development queries of each language.")] = 100,
     bf16: Annotated[bool, typer.Option(help="Multiply in bfloat16; for processors with instructions for it.")] = False,
+    rated: Annotated[Path | None, typer.Option(help="Answers with a quality, of which cases are made too.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="A variant; repeat it. All if left out.")] = None,
 ) -> None:
     """Train every variant, score it, print one JSON line of each."""
     work.mkdir(parents=True, exist_ok=True)
     write_bases(work)
-    held_out = write_data(data, work)
+    held_out = write_data(data, work, rated)
     search, equals, cases, sides, prefixed = (
         str(work / f"{name}.parquet") for name in ("search", "translations", "cases", "sides", "prefixed")
     )
@@ -88,20 +91,26 @@ def main(
         "average 0.9": Variant({**mixed, "average": 0.9}),
         "failure cases": Variant({"data": (search, equals, cases), "shares": (2.0, 1.0, 1.0)}),
     }
+    if unknown := [name for name in only or () if name not in variants]:
+        raise InputError(f"only must be one of {', '.join(variants)}, got {unknown[0]}")
     suites = read_suites(data / "dev/retrieval_qa.parquet", limit=limit)
 
     def measure(encode: Encode) -> Observations:
         return np.concatenate([score(suite, encode).observations for suite in suites])
 
+    def scored(encode: Encode) -> dict[str, Observations]:
+        found = {kind: measure(of_kind) for kind, of_kind in forms(encode).items()}
+        return found | {f"{kind} cases": won(cases, encode) for kind, cases in held_out.items()}
+
     base = Embedder(work / "prompts", engine="onnx")
-    untrained = {"float32": measure(lambda texts, task: _array(base.encode(texts)))}
-    first = "two adapters, prompts"
+    untrained = scored(remembering(lambda texts, task: _array(base.encode(texts))))
+    print(json.dumps({"variant": "the base", **report(untrained, {})}), flush=True)
+    first = next(iter(variants))
     scores: dict[str, dict[str, Observations]] = {}
-    for name, variant in variants.items():
+    for name in [name for name in variants if name == first or not only or name in only]:
+        variant = variants[name]
         model = trained(name, replace(variant, fields={**variant.fields, "bf16": bf16}), work, steps)
-        vectors = remembering(variant.encode(model))
-        scores[name] = {kind: measure(encode) for kind, encode in forms(vectors).items()}
-        scores[name] |= {f"{kind} cases": won(found, vectors) for kind, found in held_out.items()}
+        scores[name] = scored(remembering(variant.encode(model)))
         baseline = untrained if name == first else scores[first]
         print(json.dumps({"variant": name, **report(scores[name], baseline)}), flush=True)
 
@@ -162,14 +171,14 @@ def write_bases(work: Path) -> None:
         export_onnx(work / name, precision="fp32")
 
 
-def write_data(data: Path, work: Path) -> dict[str, list[Case]]:
+def write_data(data: Path, work: Path, rated: Path | None) -> dict[str, list[Case]]:
     """Write what the variants learn from; return the failure cases that none learns from."""
     pairs = list(search_pairs(data))
     sides = [{"text_a": r["query"], "text_b": r["passage"], "lang": r["lang"], "source": r["source"]} for r in pairs]
     prefixed = [
         {**r, "text_a": TASK_PROMPTS[QUERY] + r["text_a"], "text_b": TASK_PROMPTS[PASSAGE] + r["text_b"]} for r in sides
     ]
-    learned, held_out = failure_cases(data, pairs)
+    learned, held_out = failure_cases(data, pairs, rated)
     tables: dict[str, list[Record]] = {
         "search": pairs,
         "translations": list(translations(data)),
@@ -182,7 +191,9 @@ def write_data(data: Path, work: Path) -> dict[str, list[Case]]:
     return held_out
 
 
-def failure_cases(data: Path, pairs: Sequence[Record]) -> tuple[list[Record], dict[str, list[Case]]]:
+def failure_cases(
+    data: Path, pairs: Sequence[Record], rated: Path | None
+) -> tuple[list[Record], dict[str, list[Case]]]:
     """Return cases to learn from and cases held out, of each kind, from texts that no two of them share."""
     rng = np.random.default_rng(0)
     titles = [r for r in pairs if r["source"] != "debian-descriptions"]
@@ -197,6 +208,11 @@ def failure_cases(data: Path, pairs: Sequence[Record]) -> tuple[list[Record], di
         "entities": lambda test: list(entity_cases(_half(chosen, test))),
         "polar": lambda test: list(polar_cases(r for r in inferences if (r["premise"] in for_test) == test)),
     }
+    if rated is not None:
+        answers = sorted(read_records(rated, column="query"), key=lambda row: row["query"])
+        questions = sorted({row["query"] for row in answers})  # so that the sides of a debate are in one part
+        own = set(_half(questions, True))
+        parts["quality"] = lambda test: list(quality_cases(r for r in answers if (r["query"] in own) == test))
     learned: list[Record] = []
     held_out = {}
     for kind, build in parts.items():

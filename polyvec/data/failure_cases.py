@@ -127,9 +127,11 @@ def polar_cases(rows: Iterable[Record]) -> Iterator[Case]:
 
 
 def quality_cases(rows: Iterable[Record], *, seed: int = 0) -> Iterator[Case]:
-    """F4: of rated answers, the best against those rated at least 0.3 lower, filled up with answers to other questions.
+    """F4: each rated answer against the nearest of those rated at least 0.3 lower, filled up with answers to other
+    questions.
 
-    ``rows`` have ``query``, ``answer`` and ``quality`` between 0 and 1. Raises ``InputError`` for another quality.
+    ``rows`` have ``query``, ``answer`` and ``quality`` between 0 and 1. An answer without a worse one gives no case.
+    Raises ``InputError`` for another quality.
     """
     answers: dict[str, list[tuple[float, str]]] = defaultdict(list)
     for number, row in enumerate(rows, start=1):
@@ -140,14 +142,15 @@ def quality_cases(rows: Iterable[Record], *, seed: int = 0) -> Iterator[Case]:
     everything = [answer for rated in answers.values() for _, answer in rated]
     rng = np.random.default_rng(seed)
     for query, rated in answers.items():
-        best, passage = max(rated)
-        worse = [answer for quality, answer in sorted(rated, reverse=True) if quality <= best - _QUALITY_GAP]
-        if not worse:
-            continue
+        rated.sort(reverse=True)
         own = {answer for _, answer in rated}
-        drawn = rng.permutation(len(everything))[: 4 * NUM_NEGATIVES]
-        fill = [everything[i] for i in drawn if everything[i] not in own]
-        yield Case(query, passage, tuple(dict.fromkeys(worse + fill))[:NUM_NEGATIVES])
+        for best, passage in rated:
+            worse = [answer for quality, answer in rated if quality <= best - _QUALITY_GAP and answer != passage]
+            if not worse:
+                break
+            drawn = rng.integers(len(everything), size=4 * NUM_NEGATIVES)
+            fill = [everything[i] for i in drawn if everything[i] not in own]
+            yield Case(query, passage, tuple(dict.fromkeys(worse + fill))[:NUM_NEGATIVES])
 
 
 def read_cases(path: Path) -> list[Case]:
