@@ -371,7 +371,7 @@ class _Graph:
         columns = self.node("Concat", self.node("Mul", columns, self.gate), per_peak, axis=1)
         factors = self._factors_out(layer.lora_B.transpose(1, 2) * scales_A, f"{name}.lora_B")
         factors = self.node("Concat", factors, self.weight(bias.unsqueeze(0), f"{name}.bias"), axis=0)
-        return self.node("Mul", self.node("Add", y, self.node("MatMul", columns, factors)), peak)
+        return self.node("Mul", self.node("Gemm", columns, factors, y), peak)
 
     def _norm(self, norm: torch.nn.LayerNorm, name: str) -> tuple[str, str]:
         return self.weight(norm.weight, f"{name}.weight"), self.weight(norm.bias, f"{name}.bias")

@@ -161,7 +161,8 @@ def test_the_next_texts_are_tokenised_while_a_device_computes(
     tasks = [[None, *TASK_NAMES][i % 6] for i in range(45)]
     got = model.encode(texts, task=tasks)
     assert told[:3] == ["tokens", "tokens", "pool"] and told.count("tokens") == 6
-    np.testing.assert_array_equal(got, embedder.encode(texts, task=tasks))
+    # Not to the last bit: on a single core the two make batches of their own.
+    np.testing.assert_allclose(got, embedder.encode(texts, task=tasks), rtol=0, atol=1e-6)
 
 
 def test_what_is_wrong_with_texts_ahead_is_told_after_the_results_before(
