@@ -9,12 +9,11 @@ import hashlib
 import itertools
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from polyvec.errors import (
     TruncationWarning,
     UntrainedDimensionWarning,
 )
+from polyvec.inference.blocks import ahead, blocks
 from polyvec.inference.engines import Engine
 from polyvec.inference.engines.opening import open_engine
 from polyvec.inference.late_chunking import (
@@ -45,13 +45,7 @@ from polyvec.tasks import Task, resolve_task
 from polyvec.text.chunking import Span
 from polyvec.text.tokenizer import Encoding, Tokenizer
 
-_T = TypeVar("_T")
 _RANGES_FILE = "int8_ranges.json"
-_BLOCK_TEXTS = 1024  # sorted by length together; more gains under 2 % (padding), fewer costs streams nothing
-_BLOCK_CHARACTERS = 2_000_000  # a block of giant texts ends early, so that a stream's memory stays bounded
-_MOST_BLOCK_TEXTS = 65536
-_BLOCK_PASSES = 4  # of a device, which is best filled by passes of one task each: its later blocks hold more texts
-_TOKEN_CHARACTERS = 4
 
 
 @dataclass(frozen=True)
@@ -300,9 +294,9 @@ class Embedder:
         """Yield the rows of block after block. Beside a device the next block's are made while it computes this one's;
         on the same cores that would gain nothing."""
         beside = self.engine.leaves_host
-        least = self.engine.batch_tokens * _BLOCK_PASSES * _TOKEN_CHARACTERS if beside else 0
-        calls = (partial(self._tokenise, block, first, options) for first, block in _blocks(texts, least))
-        yield from _ahead(calls) if beside else (call() for call in calls)
+        found = blocks(texts, device_tokens=self.engine.batch_tokens if beside else 0)
+        calls = (partial(self._tokenise, block, first, options) for first, block in found)
+        yield from ahead(calls) if beside else (call() for call in calls)
 
     def _tokenise(self, block: list[tuple[str, Task]], first: int, options: _Options) -> list[_Row]:
         for i, (text, _) in enumerate(block, start=first):
@@ -419,45 +413,6 @@ def _pair(texts: Iterator[str], tasks: Iterator[Task]) -> Iterator[tuple[str, Ta
             more, fewer = ("tasks", "texts") if text is end else ("texts", "tasks")
             raise InputError(f"task must be one name or one per text, got more {more} than {fewer}: {fewer} end at {i}")
         yield text, task  # type: ignore[misc]
-
-
-def _blocks(rows: Iterator[tuple[str, Task]], least_characters: int) -> Iterator[tuple[int, list[tuple[str, Task]]]]:
-    """Yield blocks of rows with the number of the first; those after the first have at least so many characters."""
-    block: list[tuple[str, Task]] = []
-    first = characters = least = 0
-    for row in rows:
-        block.append(row)
-        characters += len(row[0]) if isinstance(row[0], str) else 0
-        is_enough = len(block) >= _BLOCK_TEXTS and characters >= least
-        if is_enough or len(block) == _MOST_BLOCK_TEXTS or characters > _BLOCK_CHARACTERS:
-            yield first, block
-            first += len(block)
-            block, characters, least = [], 0, least_characters
-    if block:
-        yield first, block
-
-
-def _ahead(calls: Iterator[Callable[[], _T]]) -> Iterator[_T]:
-    """Yield what each call returns; the next one runs in a thread while the caller works on this one's result.
-
-    The calls themselves are asked for here: what they come from may belong to the caller's thread.
-    """
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
-
-        def submit() -> Future[_T] | None:
-            try:
-                call = next(calls, None)
-            except Exception as error:  # not before the results that come first
-                failed: Future[_T] = Future()
-                failed.set_exception(error)
-                return failed
-            return None if call is None else thread.submit(call)
-
-        coming = submit()
-        while coming is not None:
-            result = coming.result()
-            coming = submit()
-            yield result
 
 
 class _Progress:

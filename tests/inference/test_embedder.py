@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from polyvec import Embedder, InputError, TruncationWarning, UntrainedDimensionWarning, WeightsError
-from polyvec.inference import embedder as embedder_module
+from polyvec.inference import blocks as blocks_module
 from polyvec.inference.batching import Batch
 from polyvec.tasks import TASK_NAMES, resolve_task
 
@@ -133,8 +133,8 @@ class Beside:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedder_module, "_BLOCK_TEXTS", 8)
-    monkeypatch.setattr(embedder_module, "_BLOCK_PASSES", 0)
+    monkeypatch.setattr(blocks_module, "_TEXTS", 8)
+    monkeypatch.setattr(blocks_module, "_PASSES", 0)
 
 
 def beside(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> tuple[Embedder, list[str]]:
@@ -185,9 +185,9 @@ def test_what_is_wrong_with_texts_ahead_is_told_after_the_results_before(
 
 def test_later_blocks_of_a_device_are_as_long_as_its_passes_need() -> None:
     rows = [("x" * 10, resolve_task(None, {}))] * 6000
-    blocks = list(embedder_module._blocks(iter(rows), 20_000))
+    blocks = list(blocks_module.blocks(iter(rows), device_tokens=1250))
     assert [(first, len(block)) for first, block in blocks] == [(0, 1024), (1024, 2000), (3024, 2000), (5024, 976)]
-    assert {len(block) for _, block in embedder_module._blocks(iter(rows), 0)} == {1024, 6000 % 1024}
+    assert {len(block) for _, block in blocks_module.blocks(iter(rows))} == {1024, 6000 % 1024}
 
 
 def test_a_long_text_is_cut_with_a_warning_and_counted(embedder: Embedder) -> None:
