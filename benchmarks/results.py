@@ -269,7 +269,7 @@ def page(cells: Cells, speed: Row | None, commit: str) -> str:
             "`polyvec train cases` over the retrieval questions: the answer among passages with the query's words\n"
             "(overlap), or about another bearer of a name (entities). Over the inferences of `train/nli.parquet`, in\n"
             "Indonesian and Persian, which mini's retrieval adapters have not read: whether a statement holds, among\n"
-            "what the same premise contradicts or leaves open (polar). Of debates (UKPConvArg1, ACL 2016): an argument\n"
+            "what the same premise contradicts or leaves open (polar). Of debates (UKPConvArg1): an argument\n"
             "among those of the same side that people found less convincing (quality).",
             by_language(cells, "failure-cases"),
         ),
