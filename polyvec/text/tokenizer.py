@@ -109,7 +109,8 @@ class Tokenizer:
             for i, piece in enumerate(pieces):
                 if match := _BYTE_PIECE.fullmatch(piece):
                     self._byte_of_id[i] = int(match[1], 16)
-        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_text_only(state)))
+        # Letters as they are: escaped ones take the reader twice as long, which a start would feel.
+        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_text_only(state), ensure_ascii=False))
         splits_whitespace = any(
             step["type"] == "WhitespaceSplit" for step in _steps(state["pre_tokenizer"], "pretokenizers")
         )
