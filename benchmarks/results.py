@@ -309,8 +309,7 @@ with the settings that it ships; mini with the task that fits. An empty cell was
 Means over the languages that every model of the column was measured on.
 
 {glance(cells, speed)}
-{told_speed}
-{chr(10).join(note for model, note in NOTES.items() if cells.find(model=model))}
+{chr(10).join(filter(None, [told_speed, *(note for model, note in NOTES.items() if cells.find(model=model))]))}
 
 {"".join(sections).rstrip()}
 """
