@@ -63,7 +63,7 @@ def bars(axes: Any, names: Sequence[str], values: Sequence[float], label: str) -
 def cpu(figure: Any) -> None:
     """Tokens a second, of polyvec's, on three instruction sets, and peak memory."""
     axes = figure.subplots(1, 4)
-    amx, vnni, avx2 = (tables(f"2026-11-{day}.md")[0] for day in ("26-cpu-amx", "24-cpu-vnni", "24-cpu-avx2"))
+    amx, vnni, avx2 = (tables(f"2026-11-{day}.md")[0] for day in ("26-cpu-amx", "24-cpu-vnni", "27-cpu-avx2"))
     bars(axes[0], amx.names, amx.column("tokens/s"), "tokens/s, polyvec is 1 (AMX)")
     bars(axes[1], amx.names, amx.column("peak MB"), "peak MB (AMX)")
     bars(axes[2], vnni.names, vnni.column("tokens/s"), "tokens/s, polyvec is 1 (AVX-512 VNNI)")
