@@ -73,9 +73,6 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="A variant; repeat it. All if left out.")] = None,
 ) -> None:
     """Train every variant, score it, print one JSON line of each."""
-    work.mkdir(parents=True, exist_ok=True)
-    write_bases(work)
-    held_out = write_data(data, work, rated)
     search, equals, cases, sides, prefixed = (
         str(work / f"{name}.parquet") for name in ("search", "translations", "cases", "sides", "prefixed")
     )
@@ -93,6 +90,9 @@ def main(
     }
     if unknown := [name for name in only or () if name not in variants]:
         raise InputError(f"only must be one of {', '.join(variants)}, got {unknown[0]}")
+    work.mkdir(parents=True, exist_ok=True)
+    write_bases(work)
+    held_out = write_data(data, work, rated)
     suites = read_suites(data / "dev/retrieval_qa.parquet", limit=limit)
 
     def measure(encode: Encode) -> Observations:

@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 
 import typer
 
+from polyvec.atomic import whole_file
 from polyvec.errors import InputError
 from polyvec.files import Record
 
@@ -35,17 +36,17 @@ def main(
     if not files:
         raise InputError(f"{corpus} must hold {_PAIRS}/*.xml, got none; clone the corpus whole")
     rows = [row for file in files for row in rated(file)]
-    output.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    with whole_file(output) as partial:
+        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     typer.echo(f"{len(rows)} answers to {len({row['query'] for row in rows})} questions")
 
 
 def rated(file: Path) -> Iterator[Record]:
     """Yield the arguments to one side of a debate, which together are one question."""
     won, seen, texts = Counter[str](), Counter[str](), dict[str, str]()
-    query = ""
-    for pair in ElementTree.parse(file).getroot():
-        title, side = pair.findtext("debateMetaData/title", ""), pair.findtext("arg1/stance", "")
-        query = f"{title} {side}".strip()
+    pairs = ElementTree.parse(file).getroot()
+    query = f"{pairs.findtext('*/debateMetaData/title', '')} {pairs.findtext('*/arg1/stance', '')}".strip()
+    for pair in pairs:
         names = {place: pair.findtext(f"{place}/id", "") for place in ("arg1", "arg2")}
         seen.update(names.values())
         won[names["arg1" if pair.findtext("goldLabel") == "a1" else "arg2"]] += 1
