@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from polyvec import Embedder
+from polyvec.cli import app
 from polyvec.files import read_vectors
 from polyvec.samples import corpus
 from polyvec.text.tokenizer import Tokenizer
@@ -253,16 +254,22 @@ def test_train_adapter_adds_a_task_that_embed_knows(tmp_path: Path, model_folder
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
 ) -> None:
     (tmp_path / "notes.txt").write_text("one\n")
     (tmp_path / "notes.jsonl").write_text('{"text": "one"}\n')
     (tmp_path / "long.txt").write_text("one " * 9000)
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
-    result = polyvec(*arguments, code=2)
-    assert message in result.stderr and result.stderr.startswith("error: ")
-    assert len(result.stderr.splitlines()) == 1 and result.stdout == ""
+    with pytest.raises(SystemExit) as ended:  # in this process, for most of the time of another is its start
+        app(arguments, prog_name="polyvec")
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and message in said.err and said.err.startswith("error: ")
+    assert len(said.err.splitlines()) == 1 and said.out == ""
     assert sorted(tmp_path.iterdir()) == before
 
 

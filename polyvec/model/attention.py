@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from polyvec.errors import MachineWarning
 
@@ -38,6 +37,8 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing
     """
     offsets, longest, has_kernel = packing
     if has_kernel and dropout == 0.0:
+        from torch.nn.attention.varlen import varlen_attn  # here: it brings the compiler, two seconds of a start
+
         out = varlen_attn(query, key, value, offsets, offsets, longest, longest)
         assert isinstance(out, Tensor)
         return out
@@ -56,6 +57,8 @@ def runs_varlen(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool
 @cache
 def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether FlashAttention's packed kernel runs here, found by one tiny call; warns where it does not."""
+    from torch.nn.attention.varlen import varlen_attn
+
     x = torch.zeros(1, 1, head_dim, device=device, dtype=dtype)
     offsets = torch.tensor([0, 1], device=device, dtype=torch.int32)
     try:

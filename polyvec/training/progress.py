@@ -7,9 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import matplotlib
-from matplotlib.figure import Figure
-
 
 def read_log(log_path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in log_path.read_text(encoding="utf-8").splitlines()]
@@ -17,6 +14,9 @@ def read_log(log_path: Path) -> list[dict[str, float]]:
 
 def draw_losses(log_path: Path, picture: Path) -> None:
     """Draw the loss over the steps as SVG."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     rows = read_log(log_path)
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss")
