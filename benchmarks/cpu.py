@@ -275,7 +275,7 @@ def of_mix(mix: str, folder: Path, options: argparse.Namespace) -> None:
     texts = texts_of(mix, options.texts)
     (folder / "texts.json").write_text(json.dumps(texts))
     mini = Embedder()
-    lengths = [len(e) for e in mini.tokenizer.encode_batch(texts, [""] * len(texts))]
+    lengths = [len(e) for e in mini.tokenizer.tokens_batch(texts, [""] * len(texts))]
     floats, bytes_ = matrix_rate(time.perf_counter), byte_rate(folder)
     runs: dict[str, list[dict[str, float]]] = {system: [] for system in systems}
     for _ in range(options.repeats):

@@ -385,7 +385,7 @@ def texts(bench: Bench) -> None:
     vectors = {name: call() for name, call in calls.items()}
     ours = next(iter(vectors.values()))
     prompts = [""] * len(many)
-    alone = bench.seconds(lambda: model.tokenizer.encode_batch(many, prompts, model.max_tokens))
+    alone = bench.seconds(lambda: model.tokenizer.tokens_batch(many, prompts, model.max_tokens))
     say(f"Tokenising alone: {len(many) / alone:,.0f} texts/s.\n")
     say("| system | smallest cosine | texts/s |\n|---|---|---|")
     for number, (name, call) in enumerate(calls.items()):

@@ -183,7 +183,7 @@ def main() -> None:
     config = ModelConfig()
     path = folder / "ours" / "tokenizer.json"
     tokenizer = Tokenizer.from_file(path, vocab_size=config.vocab_size, bos_token_id=0, eos_token_id=2)
-    ids = [e.input_ids.tolist() for e in tokenizer.encode_batch(texts, [""] * len(texts))]
+    ids = [e.input_ids.tolist() for e in tokenizer.tokens_batch(texts, [""] * len(texts))]
     (folder / "ids.json").write_text(json.dumps(ids))
     lengths = [len(row) for row in ids]
     systems = [system for system in SYSTEMS if options.llama or not system.startswith("llama")]

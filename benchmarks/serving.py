@@ -289,7 +289,7 @@ def compare(servers: dict[str, Server], mixes: Sequence[str], clients: Sequence[
     print("|---|---|---|---|---|---|---|---|---|")
     for mix in mixes:
         texts = texts_of(mix, 4 * max(clients))
-        lengths = [len(e) for e in embedder.tokenizer.encode_batch(texts, [""] * len(texts))]
+        lengths = [len(e) for e in embedder.tokenizer.tokens_batch(texts, [""] * len(texts))]
         asked = {n: [s.request(*row) for row in zip(texts, lengths, strict=True)] for n, s in servers.items()}
         tasks = [[*embedder.tasks, None][i % 6] for i in range(len(texts))]
         prompted = [e.num_tokens for e in embedder.encode_stream(texts, task=tasks)]

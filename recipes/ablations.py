@@ -199,7 +199,7 @@ def failure_cases(
     titles = [r for r in pairs if r["source"] != "debian-descriptions"]
     chosen = [(titles[i]["query"], titles[i]["passage"]) for i in rng.permutation(len(titles))[:12_000]]
     tokenizer = Embedder(engine="onnx").tokenizer
-    ids = [[e.input_ids[1:-1].tolist() for e in tokenizer.encode_batch(list(pair), ["", ""])] for pair in chosen]
+    ids = [[e.input_ids[1:-1].tolist() for e in tokenizer.tokens_batch(list(pair), ["", ""])] for pair in chosen]
     inferences = pq.read_table(data / "train/nli.parquet").to_pylist()
     premises = sorted({r["premise"] for r in inferences})
     for_test = {premises[i] for i in rng.permutation(len(premises))[: len(premises) // 5]}

@@ -15,7 +15,7 @@ from polyvec.batch.job import Job
 from polyvec.batch.parts import kept_schema, unified
 from polyvec.batch.rows import Slice, Unit, read_slices
 from polyvec.errors import InputError
-from polyvec.text.tokenizer import Encoding
+from polyvec.text.tokenizer import Tokens
 
 _DIGEST_BYTES = 16  # of a text: two of 10^11 texts meet by chance with a probability of 10^-17
 
@@ -147,13 +147,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Work:
-    """A slice to be done, or with ``is_lending`` what it lends to others. ``encodings`` are those of ``texts``, where
-    they were tokenised already."""
+    """A slice to be done, or with ``is_lending`` what it lends to others. ``tokens`` are those of ``texts``, where they
+    were made already."""
 
     part: Part
     piece: Slice
     is_lending: bool
-    encodings: Sequence[Encoding] | None = None
+    tokens: Sequence[Tokens] | None = None
 
     def texts(self) -> list[str]:
         """Return the texts that are embedded: distinct, and neither lent before nor borrowed."""

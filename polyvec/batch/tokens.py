@@ -35,7 +35,8 @@ def tokenised(work: Work, job: Job, digest: str) -> Work | PolyvecError:
     limit = config.max_tokens if job.late_chunking is None else None
     prompt = resolve_task(job.task, config.prompts).prompt
     try:
-        return replace(work, encodings=tokenizer.encode_batch(texts, [prompt] * len(texts), limit))
+        tokenise = tokenizer.tokens_batch if job.late_chunking is None else tokenizer.encode_batch
+        return replace(work, tokens=tokenise(texts, [prompt] * len(texts), limit))
     except Exception:  # whatever a text does to the tokenizer, the worker finds out which
         return work
 

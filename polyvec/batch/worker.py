@@ -20,7 +20,7 @@ from polyvec.batch.trial import Trial, WorkerError
 from polyvec.errors import TruncationWarning
 from polyvec.inference.embedder import Embedder
 from polyvec.tasks import resolve_task
-from polyvec.text.tokenizer import Encoding
+from polyvec.text.tokenizer import Tokens
 
 T = TypeVar("T")
 
@@ -46,14 +46,14 @@ class Worker:
         self._prompt = resolve_task(job.task, self.embedder.config.prompts).prompt
         # The same passes, and so the same bits, on one core or two. Before the ceiling: a lane is a part of the model.
         self._pass_tokens = self.embedder.engine.lane.batch_tokens
-        self._known: dict[str, Encoding] = {}
+        self._known: dict[str, Tokens] = {}
         self._lent = lru_cache(maxsize=_LENT_IN_MEMORY)(self._read_lent)
         if memory_mb is not None:
             set_ceiling(memory_mb)
 
     def do(self, work: Work) -> Receipt:
         """Embed a slice, or what it lends to others, and write it."""
-        self._known = {} if work.encodings is None else dict(zip(work.texts(), work.encodings, strict=True))
+        self._known = {} if work.tokens is None else dict(zip(work.texts(), work.tokens, strict=True))
         return self._lend(work) if work.is_lending else self._finish(work)
 
     def _lend(self, work: Work) -> Receipt:
@@ -115,12 +115,12 @@ class Worker:
         if self.job.truncate or self.job.late_chunking is not None:
             return {}
         limit = self.embedder.max_tokens
-        encodings = self._encodings(texts)
-        if encodings is None:
-            encodings = self.embedder.tokenizer.encode_batch(texts, [self._prompt] * len(texts), limit)
-        return {i: f"must be at most {limit} tokens, got more" for i, e in enumerate(encodings) if e.truncated}
+        tokens = self._tokens(texts)
+        if tokens is None:
+            tokens = self.embedder.tokenizer.tokens_batch(texts, [self._prompt] * len(texts), limit)
+        return {i: f"must be at most {limit} tokens, got more" for i, own in enumerate(tokens) if own.truncated}
 
-    def _encodings(self, texts: list[str]) -> list[Encoding] | None:
+    def _tokens(self, texts: list[str]) -> list[Tokens] | None:
         """Return the tokens of texts that were tokenised elsewhere."""
         return [self._known[text] for text in texts] if self._known else None
 
@@ -130,7 +130,7 @@ class Worker:
             warnings.simplefilter("ignore", TruncationWarning)  # the parts say it, row by row
             stream = self.embedder.encode_stream(
                 texts, task=job.task, dimensions=job.dimensions, dtype=job.dtype, late_chunking=job.late_chunking,
-                batch_tokens=self._pass_tokens, encodings=self._encodings(texts),
+                batch_tokens=self._pass_tokens, tokens=self._tokens(texts),
             )  # fmt: skip
             try:
                 return [Result.of(embedding) for embedding in stream]

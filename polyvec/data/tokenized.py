@@ -120,5 +120,5 @@ def _share_alone(tokenizer: Tokenizer) -> None:
 
 def _tokenise(texts: list[str], max_tokens: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Return the ids of all texts, end to end and without their ends, and how many each has."""
-    rows = [e.input_ids[1:-1] for e in _tokenizer.encode_batch(texts, [""] * len(texts), max_tokens)]
+    rows = [e.input_ids[1:-1] for e in _tokenizer.tokens_batch(texts, [""] * len(texts), max_tokens)]
     return np.concatenate(rows), np.array([len(row) for row in rows])

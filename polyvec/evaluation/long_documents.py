@@ -144,7 +144,7 @@ def _tokenizer() -> Tokenizer:
 
 
 def _num_tokens(texts: Sequence[str]) -> list[int]:
-    return [len(e) - 2 for e in _tokenizer().encode_batch(list(texts), [""] * len(texts), None)]
+    return [len(e) - 2 for e in _tokenizer().tokens_batch(list(texts), [""] * len(texts), None)]
 
 
 def _cut(text: str, num_tokens: int) -> str:

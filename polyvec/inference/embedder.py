@@ -43,7 +43,7 @@ from polyvec.model.hub import resolve_model_folder
 from polyvec.model.layouts import read_config, read_json
 from polyvec.tasks import Task, resolve_task
 from polyvec.text.chunking import Span
-from polyvec.text.tokenizer import Encoding, Tokenizer
+from polyvec.text.tokenizer import Encoding, Tokenizer, Tokens
 
 _RANGES_FILE = "int8_ranges.json"
 
@@ -80,7 +80,13 @@ class _Row:
     number: int
     text: str
     task: Task
-    encoding: Encoding
+    tokens: Tokens
+
+    @property
+    def encoding(self) -> Encoding:
+        """The tokens of a text that is read in chunks, which need their places."""
+        assert isinstance(self.tokens, Encoding)
+        return self.tokens
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class _Options:
     batch_tokens: int | None
     chunking: LateChunking | None
     truncate: bool
-    encodings: Sequence[Encoding] | None
+    tokens: Sequence[Tokens] | None
 
 
 class Embedder:
@@ -208,12 +214,13 @@ class Embedder:
         truncate: bool = True,
         prompt: str | None = None,
         progress: bool = False,
-        encodings: Sequence[Encoding] | None = None,
+        tokens: Sequence[Tokens] | None = None,
     ) -> Iterator[Embedding]:
         """Yield one ``Embedding`` per text, in order, in memory that does not grow with their number.
 
-        The options are those of ``encode``. Every option is checked before the first text is read. ``encodings`` are
-        what this model's tokenizer made of the texts elsewhere, each with its prompt and cut as here.
+        The options are those of ``encode``. Every option is checked before the first text is read. ``tokens`` are what
+        this model's tokenizer made of the texts elsewhere, each with its prompt and cut as here; ``late_chunking``
+        needs ``Encoding``, which knows the places in the text.
         """
         width = self._check_width(dimensions)
         check_output_type(dtype, width, self._ranges)
@@ -228,7 +235,7 @@ class Embedder:
         else:
             rows = _pair(source, (resolve_task(name, self.config.prompts, prompt=prompt) for name in task))
         total = len(texts) if isinstance(texts, Sequence) else None
-        options = _Options(width, dtype, batch_tokens, late_chunking, truncate, encodings)
+        options = _Options(width, dtype, batch_tokens, late_chunking, truncate, tokens)
         return self._stream(rows, options, _Progress(progress, total))
 
     def convert(
@@ -280,7 +287,7 @@ class Embedder:
         with progress:
             for rows in self._tokenised(texts, options):
                 numbered += len(rows)
-                num_cut += sum(row.encoding.truncated for row in rows)
+                num_cut += sum(row.tokens.truncated for row in rows)
                 yield from self._embed_block(rows, options, progress)
         if num_cut:
             warnings.warn(
@@ -302,23 +309,27 @@ class Embedder:
         for i, (text, _) in enumerate(block, start=first):
             if not isinstance(text, str):
                 raise InputError(f"texts[{i}] must be a str, got {type(text).__name__}; convert or drop it first")
-        if options.encodings is None:
-            limit = self.max_tokens if options.chunking is None else None
-            encodings = self.tokenizer.encode_batch([t for t, _ in block], [task.prompt for _, task in block], limit)
-        else:
-            encodings = list(options.encodings[first : first + len(block)])
-        for i, ((text, task), encoding) in enumerate(zip(block, encodings, strict=True), start=first):
-            if encoding.truncated and not options.truncate:
+        tokens = None if options.tokens is None else options.tokens[first : first + len(block)]
+        if tokens is None:
+            inputs = [text for text, _ in block], [task.prompt for _, task in block]
+            if options.chunking is None:
+                tokens = self.tokenizer.tokens_batch(*inputs, self.max_tokens)
+            else:
+                tokens = self.tokenizer.encode_batch(*inputs)
+        elif options.chunking is not None and not all(isinstance(own, Encoding) for own in tokens):
+            raise InputError("tokens must be of type Encoding for late_chunking, got Tokens; use encode_batch")
+        for i, ((text, task), own) in enumerate(zip(block, tokens, strict=True), start=first):
+            if own.truncated and not options.truncate:
                 total = self.tokenizer.count_tokens(text, task.prompt)
                 raise InputError(
                     f"texts[{i}] must be at most {self.max_tokens} tokens with its prompt, got {total}; "
                     "shorten it, use late_chunking, or allow truncate=True"
                 )
         numbers = itertools.count(first)
-        return [_Row(next(numbers), text, task, e) for (text, task), e in zip(block, encodings, strict=True)]
+        return [_Row(next(numbers), text, task, own) for (text, task), own in zip(block, tokens, strict=True)]
 
     def _embed_block(self, rows: list[_Row], options: _Options, progress: _Progress) -> Iterator[Embedding]:
-        lengths = [len(row.encoding) for row in rows]
+        lengths = [len(row.tokens) for row in rows]
         results: list[Embedding | None] = [None] * len(rows)
         short = [i for i, length in enumerate(lengths) if length <= self.max_tokens]
         for plan, outputs in self._run([rows[i] for i in short], options):
@@ -330,7 +341,7 @@ class Embedder:
                 vectors = np.stack(outputs)
                 _check_finite(vectors, [rows[i].number for i in indices])
                 for i, vector in zip(indices, self._finish(vectors, options), strict=True):
-                    e = rows[i].encoding
+                    e = rows[i].tokens
                     results[i] = Embedding(vector, rows[i].task.name, len(e), e.cut_characters)
             progress.advance(len(indices))
         for i, length in enumerate(lengths):
@@ -346,7 +357,7 @@ class Embedder:
 
     def _run(self, rows: Sequence[_Row], options: _Options) -> Iterator[tuple[list[int], Outputs]]:
         """Yield indices into ``rows`` with each one's mean (D,), or its token states (n, D), pass by pass."""
-        inputs = [TokenRow(row.encoding.input_ids, row.task.adapter_id) for row in rows]
+        inputs = [TokenRow(row.tokens.input_ids, row.task.adapter_id) for row in rows]
         try:
             yield from self._passes.run(
                 self.engine, inputs, batch_tokens=options.batch_tokens, states=options.chunking is not None
@@ -354,7 +365,7 @@ class Embedder:
         except RowTooLargeError as error:
             row = rows[error.index]
             raise TextTooLargeError(
-                f"texts[{row.number}] must fit into memory, got {len(row.encoding)} tokens that do not; "
+                f"texts[{row.number}] must fit into memory, got {len(row.tokens)} tokens that do not; "
                 "free memory, cut the text, or use a smaller model"
             ) from error
 
@@ -363,7 +374,7 @@ class Embedder:
         spans = chunk_spans(options.chunking, row.text, row.encoding)
         means = chunk_means(parts, row.encoding, spans, width=self.config.hidden_size)
         _check_finite(means, [row.number] * len(means))
-        return Embedding(None, row.task.name, len(row.encoding), 0, Chunks(spans, self._finish(means, options)))
+        return Embedding(None, row.task.name, len(row.tokens), 0, Chunks(spans, self._finish(means, options)))
 
     def _finish(self, vectors: NDArray[np.float32], options: _Options) -> NDArray[Any]:
         return quantize(unit(vectors[:, : options.width]), options.dtype, self._ranges)

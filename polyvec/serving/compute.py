@@ -21,7 +21,7 @@ from polyvec.inference.late_chunking import TokenStates, chunk_means, window_sta
 from polyvec.inference.passes import TokenRow, run_pass
 from polyvec.serving.worker import WorkerLostError
 from polyvec.text.chunking import Span
-from polyvec.text.tokenizer import Encoding
+from polyvec.text.tokenizer import Encoding, Tokens
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class ComputeError(PolyvecError):
 class Row:
     """One text ready for the engine. The result is (D,), or with ``spans`` (C, D) chunk means; not normalised."""
 
-    encoding: Encoding
+    tokens: Tokens
     adapter_id: int
     spans: tuple[Span, ...] | None = None
     every_token: bool = False  # the result is then (n, D) token states
@@ -43,8 +43,14 @@ class Row:
     def needs_states(self) -> bool:
         return self.every_token or self.spans is not None
 
+    @property
+    def encoding(self) -> Encoding:
+        """The tokens of a row that needs states, whose places are asked for."""
+        assert isinstance(self.tokens, Encoding)
+        return self.tokens
+
     def __len__(self) -> int:
-        return len(self.encoding)
+        return len(self.tokens)
 
 
 Outcome: TypeAlias = NDArray[np.float32] | PolyvecError
@@ -130,7 +136,7 @@ def _forward(engine: Engine, rows: Sequence[Row], max_tokens: int) -> list[NDArr
         row = rows[0]
         return [_reduce(row, list(window_states(engine, row.encoding, row.adapter_id, max_tokens=max_tokens)), width)]
     needs_states = rows[0].needs_states
-    inputs = [TokenRow(row.encoding.input_ids, row.adapter_id) for row in rows]
+    inputs = [TokenRow(row.tokens.input_ids, row.adapter_id) for row in rows]
     outputs = run_pass(engine, inputs, states=needs_states)
     if not needs_states:
         return outputs

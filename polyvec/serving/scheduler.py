@@ -316,4 +316,4 @@ def _address(row: Row) -> bytes | None:
     """Return what decides the row's vector, hashed, or None for a row whose result is no single vector."""
     if row.needs_states:
         return None
-    return hashlib.blake2b(row.encoding.input_ids.tobytes(), digest_size=16, key=b"%d" % row.adapter_id).digest()
+    return hashlib.blake2b(row.tokens.input_ids.tobytes(), digest_size=16, key=b"%d" % row.adapter_id).digest()

@@ -24,7 +24,7 @@ from polyvec.serving.scheduler import Scheduler
 from polyvec.serving.tracing import Tracing
 from polyvec.serving.worker import WorkerEngine
 from polyvec.tasks import Task, resolve_task
-from polyvec.text.tokenizer import Encoding
+from polyvec.text.tokenizer import Encoding, Tokens
 
 #: A text, or its token ids without ``<s>`` and ``</s>``.
 Input: TypeAlias = str | list[int]
@@ -114,7 +114,10 @@ class Service:
         width = self.check_width(dimensions)
         resolved = self._resolve(task)
         check_inputs(inputs)
-        rows = await self._tokenise(inputs, self._rows, inputs, resolved, truncate, late_chunking)
+        if late_chunking:
+            rows = await self._tokenise(inputs, self._joined, inputs, resolved)
+        else:
+            rows = await self._tokenise(inputs, self._rows, inputs, resolved, truncate)
         results = await self._submit(rows)
         raw = results[0] if late_chunking else np.stack(results)
         num_tokens = sum(map(len, rows))
@@ -129,8 +132,8 @@ class Service:
         self.scheduler.check_open()
         resolved = self._resolve(task)
         check_inputs(texts)
-        rows = await self._tokenise(texts, self._rows, texts, resolved, truncate, False)
-        rows = [Row(row.encoding, row.adapter_id, every_token=True) for row in rows]
+        rows = await self._tokenise(texts, self._rows, texts, resolved, truncate)
+        rows = [Row(row.tokens, row.adapter_id, every_token=True) for row in rows]
         states = await self._submit(rows)
         self._tokens_of[resolved.name].inc(sum(map(len, rows)))
         return states
@@ -163,7 +166,7 @@ class Service:
     async def check(self) -> None:
         """Run one short text through tokeniser and model, whatever a cache holds; raises whatever is wrong."""
         self.scheduler.check_open()
-        rows = self._rows(["health"], self._resolve(None), truncate=False, late_chunking=False)
+        rows = self._rows(["health"], self._resolve(None), truncate=False)
         await self._submit(rows, from_cache=False)
 
     async def _submit(self, rows: Sequence[Row], *, from_cache: bool = True) -> list[NDArray[np.float32]]:
@@ -180,33 +183,31 @@ class Service:
                 return function(*arguments)
             return await asyncio.get_running_loop().run_in_executor(self._tokenizers, function, *arguments)
 
-    def _rows(self, inputs: Sequence[Input], task: Task, truncate: bool, late_chunking: bool) -> list[Row]:
+    def _rows(self, inputs: Sequence[Input], task: Task, truncate: bool) -> list[Row]:
         tokenizer, limit = self.embedder.tokenizer, self.embedder.max_tokens
-        if late_chunking:
-            return [self._joined(inputs, task, truncate)]
         texts = [value for value in inputs if isinstance(value, str)]
-        encodings = iter(tokenizer.encode_batch(texts, [task.prompt] * len(texts), limit))
+        tokens_of_texts = iter(tokenizer.tokens_batch(texts, [task.prompt] * len(texts), limit))
         rows = []
         for i, value in enumerate(inputs):
-            encoding = next(encodings) if isinstance(value, str) else self._of_ids(i, value, task)
-            if encoding.truncated and not truncate:
+            tokens = next(tokens_of_texts) if isinstance(value, str) else self._of_ids(i, value, task)
+            if tokens.truncated and not truncate:
                 raise InputError(
                     f"input[{i}] must be at most {limit} tokens with its prompt, got more; "
                     "shorten it or set truncate to true"
                 )
-            rows.append(Row(encoding, task.adapter_id))
+            rows.append(Row(tokens, task.adapter_id))
         return rows
 
-    def _joined(self, inputs: Sequence[Input], task: Task, truncate: bool) -> Row:
+    def _joined(self, inputs: Sequence[Input], task: Task) -> list[Row]:
         texts = [value for value in inputs if isinstance(value, str)]
         if len(texts) < len(inputs) or not all(text.strip() for text in texts):
             raise InputError("input must be texts that are not empty for late_chunking, got others; leave them out")
         edges = np.cumsum([0, *map(len, texts)]).tolist()
         encoding = self.embedder.tokenizer.encode("".join(texts), prompt=task.prompt)
-        return Row(encoding, task.adapter_id, tuple(zip(edges[:-1], edges[1:], strict=True)))
+        return [Row(encoding, task.adapter_id, tuple(zip(edges[:-1], edges[1:], strict=True)))]
 
-    def _of_ids(self, i: int, ids: list[int], task: Task) -> Encoding:
-        """Wrap ids in ``<s>``, the prompt's tokens and ``</s>``; they have no characters, so all offsets are 0."""
+    def _of_ids(self, i: int, ids: list[int], task: Task) -> Tokens:
+        """Wrap ids in ``<s>``, the prompt's tokens and ``</s>``."""
         config, limit = self.embedder.config, self.embedder.max_tokens
         special = {config.bos_token_id, config.eos_token_id, config.pad_token_id}
         if not all(0 <= token < config.vocab_size and token not in special for token in ids):
@@ -218,7 +219,7 @@ class Service:
         whole = np.concatenate((head[:-1], np.asarray(ids, np.int32), head[-1:]))
         if len(whole) > limit:
             raise InputError(f"input[{i}] must be at most {limit} tokens with its prompt, got {len(whole)}; shorten it")
-        return Encoding(whole.astype(np.int32), np.zeros((len(whole), 2), np.int32), len(head) - 1, 0)
+        return Tokens(whole.astype(np.int32), 0)
 
 
 def check_inputs(inputs: Sequence[Input]) -> None:

@@ -1,4 +1,4 @@
-"""Strings -> token ids with character offsets: a Hugging Face `tokenizers` Unigram JSON, hardened.
+"""Strings -> token ids and, where asked for, character offsets: a Hugging Face `tokenizers` Unigram JSON, hardened.
 
 Three things that the plain library does not promise:
 
@@ -69,18 +69,14 @@ _CHARACTERS_PER_TOKEN = 8  # first guess of the prefix; mini averages 2-4, so on
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """The tokens of one prompted text.
+class Tokens:
+    """The tokens of one prompted text: what the model reads.
 
-    ``input_ids`` (n,) int32 with ``<s>`` and ``</s>``. ``offsets`` (n, 2) int32: characters of the text itself, (0, 0)
-    for ``<s>`` and prompt, (len, len) for ``</s>``. ``num_prefix_tokens`` counts ``<s>`` and prompt.
-    ``cut_characters`` counts the characters from the first one not wholly kept to the end; 0 exactly when no token was
-    cut, so dropping trailing whitespace is no cut.
+    ``input_ids`` (n,) int32 with ``<s>`` and ``</s>``. ``cut_characters`` counts the characters from the first one not
+    wholly kept to the end; 0 exactly when no token was cut, so dropping trailing whitespace is no cut.
     """
 
     input_ids: NDArray[np.int32]
-    offsets: NDArray[np.int32]
-    num_prefix_tokens: int
     cut_characters: int
 
     @property
@@ -89,6 +85,18 @@ class Encoding:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class Encoding(Tokens):
+    """Tokens that know where in the text they are.
+
+    ``offsets`` (n, 2) int32: characters of the text itself, (0, 0) for ``<s>`` and prompt, (len, len) for ``</s>``.
+    ``num_prefix_tokens`` counts ``<s>`` and prompt.
+    """
+
+    offsets: NDArray[np.int32]
+    num_prefix_tokens: int
 
 
 class Tokenizer:
@@ -144,12 +152,7 @@ class Tokenizer:
         self, texts: Sequence[str], prompts: Sequence[str], max_tokens: int | None = None
     ) -> list[Encoding]:
         """Return ``encode`` of each text with its prompt, in parallel inside `tokenizers`."""
-        if len(texts) != len(prompts):
-            raise InputError(f"prompts must hold one prompt per text, got {len(prompts)} for {len(texts)} texts")
-        for name, strings in (("texts", texts), ("prompts", prompts)):
-            for i, string in enumerate(strings):
-                if not isinstance(string, str):
-                    raise InputError(f"{name}[{i}] must be a str, got {type(string).__name__}; convert it first")
+        _check_strings(texts, prompts)
         encodings: list[Encoding | None] = [None] * len(texts)
         limit = None if max_tokens is None else max(256, _CHARACTERS_PER_TOKEN * max_tokens)
         pending = list(range(len(texts)))
@@ -164,9 +167,37 @@ class Tokenizer:
             limit = limit and 2 * limit
         return [encoding for encoding in encodings if encoding is not None]
 
+    def tokens_batch(self, texts: Sequence[str], prompts: Sequence[str], max_tokens: int | None = None) -> list[Tokens]:
+        """Return the tokens that ``encode_batch`` finds, in half its time: where they are in the text is not asked.
+
+        A text that is cut, or too long for one part, comes as its ``Encoding``.
+        """
+        _check_strings(texts, prompts)
+        limit = _PART_CHARACTERS if max_tokens is None else min(_PART_CHARACTERS, _CHARACTERS_PER_TOKEN * max_tokens)
+        whole = [
+            (i, 0, _SURROGATE.sub("\ufffd", prompt + text))
+            for i, (text, prompt) in enumerate(zip(texts, prompts, strict=True))
+            if len(prompt) + len(text) <= limit
+        ]
+        found: list[Tokens | None] = [None] * len(texts)
+        for group in _groups(whole, _GROUP_CHARACTERS):
+            strings = [string for _, _, string in group]
+            for (i, _, _), encoded in zip(
+                group, self._tokenizer.encode_batch_fast(strings, add_special_tokens=False), strict=True
+            ):
+                ids = encoded.ids
+                if max_tokens is None or len(ids) <= max_tokens - 2:
+                    found[i] = Tokens(np.array([self.bos_token_id, *ids, self.eos_token_id], np.int32), 0)
+        rest = [i for i, tokens in enumerate(found) if tokens is None]
+        if rest:
+            encodings = self.encode_batch([texts[i] for i in rest], [prompts[i] for i in rest], max_tokens)
+            for i, encoding in zip(rest, encodings, strict=True):
+                found[i] = encoding
+        return [tokens for tokens in found if tokens is not None]
+
     def count_tokens(self, text: str, prompt: str = "") -> int:
         """Return the length of the whole encoding, ``<s>`` and ``</s>`` included."""
-        return len(self.encode(text, prompt=prompt))
+        return len(self.tokens_batch([text], [prompt])[0])
 
     def _tokenise(self, strings: list[str]) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
         """Return ids (n,) and offsets (n, 2) of each string, without ``<s>`` and ``</s>``."""
@@ -246,7 +277,16 @@ class Tokenizer:
         input_ids, whole = np.empty(num_kept + 2, np.int32), np.empty((num_kept + 2, 2), np.int32)
         input_ids[0], input_ids[1:-1], input_ids[-1] = self.bos_token_id, ids[:num_kept], self.eos_token_id
         whole[0], whole[1:-1], whole[-1] = 0, offsets[:num_kept], text_length
-        return Encoding(input_ids, whole, 1 + num_prompt_tokens, cut_characters)
+        return Encoding(input_ids, cut_characters, whole, 1 + num_prompt_tokens)
+
+
+def _check_strings(texts: Sequence[str], prompts: Sequence[str]) -> None:
+    if len(texts) != len(prompts):
+        raise InputError(f"prompts must hold one prompt per text, got {len(prompts)} for {len(texts)} texts")
+    for name, strings in (("texts", texts), ("prompts", prompts)):
+        for i, string in enumerate(strings):
+            if not isinstance(string, str):
+                raise InputError(f"{name}[{i}] must be a str, got {type(string).__name__}; convert it first")
 
 
 class _Boundaries:

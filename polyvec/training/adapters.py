@@ -64,7 +64,7 @@ class TextEncoder:
         """Return packed parts and the (B,) place of each text among their rows."""
         task = resolve_task(name, self.encoder.config.prompts)
         rows = [
-            e.input_ids for e in self.tokenizer.encode_batch(list(texts), [task.prompt] * len(texts), self.max_tokens)
+            e.input_ids for e in self.tokenizer.tokens_batch(list(texts), [task.prompt] * len(texts), self.max_tokens)
         ]
         plans = plan_batches([len(row) for row in rows], batch_tokens=self.part_tokens)
         order = torch.tensor([i for plan in plans for i in plan])

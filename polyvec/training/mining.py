@@ -79,8 +79,8 @@ def cases_file(embedder: Embedder, data: str, output: Path, *, kind: str) -> tup
 
 
 def _pieces(embedder: Embedder, texts: list[str]) -> list[list[int]]:
-    encodings = embedder.tokenizer.encode_batch(texts, [""] * len(texts), embedder.max_tokens)
-    return [e.input_ids[1:-1].tolist() for e in encodings]
+    tokens = embedder.tokenizer.tokens_batch(texts, [""] * len(texts), embedder.max_tokens)
+    return [own.input_ids[1:-1].tolist() for own in tokens]
 
 
 def _write(records: Iterator[Record], output: Path) -> tuple[int, int]:

@@ -141,15 +141,15 @@ def beside(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> tuple[Embedde
     told: list[str] = []
     tokenised = threading.Semaphore(0)
     model = Embedder(embedder.folder, engine=Beside(embedder, told, tokenised))
-    make = model.tokenizer.encode_batch
+    make = model.tokenizer.tokens_batch
 
-    def encode_batch(*args: Any) -> Any:
-        encodings = make(*args)
+    def tokens_batch(*args: Any) -> Any:
+        found = make(*args)
         told.append("tokens")
         tokenised.release()
-        return encodings
+        return found
 
-    monkeypatch.setattr(model.tokenizer, "encode_batch", encode_batch)
+    monkeypatch.setattr(model.tokenizer, "tokens_batch", tokens_batch)
     return model, told
 
 
@@ -176,7 +176,7 @@ def test_what_is_wrong_with_texts_ahead_is_told_after_the_results_before(
 
     for bad, kind in ((7, InputError), (OSError("gone"), OSError)):
         model, _ = beside(embedder, monkeypatch)
-        model.tokenizer.encode_batch([WORDS[0]], [""])  # the second that the engine waits for
+        model.tokenizer.tokens_batch([WORDS[0]], [""])  # the second that the engine waits for
         stream = model.encode_stream(texts(bad))
         assert len([next(stream) for _ in range(8)]) == 8
         with pytest.raises(kind):

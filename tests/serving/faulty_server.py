@@ -22,7 +22,7 @@ BAD_WIDTH = 13  # breaks what comes after the model
 HEAD_SECONDS, BODY_SECONDS = 1.0, 1.5
 PASS_SECONDS = float(os.environ.get("FAULTY_PASS_SECONDS", "0"))
 
-_pool, _encode_batch = OnnxEngine.pool, Tokenizer.encode_batch
+_pool, _tokens_batch = OnnxEngine.pool, Tokenizer.tokens_batch
 
 
 def pool(self: OnnxEngine, batch: Batch) -> NDArray[np.float32]:
@@ -40,14 +40,14 @@ def pool(self: OnnxEngine, batch: Batch) -> NDArray[np.float32]:
     return vectors
 
 
-def encode_batch(self: Tokenizer, texts: list[str], *arguments: Any) -> Any:
+def tokens_batch(self: Tokenizer, texts: list[str], *arguments: Any) -> Any:
     if BAD_TEXT in texts:
         raise RuntimeError(QUOTE)
-    return _encode_batch(self, texts, *arguments)
+    return _tokens_batch(self, texts, *arguments)
 
 
 if __name__ in ("__main__", "__mp_main__"):  # the server and its worker, not the tests that read the names above
-    OnnxEngine.pool, Tokenizer.encode_batch = pool, encode_batch  # type: ignore[method-assign, assignment]
+    OnnxEngine.pool, Tokenizer.tokens_batch = pool, tokens_batch  # type: ignore[method-assign, assignment]
 
 if __name__ == "__main__":
     from polyvec.cli import app

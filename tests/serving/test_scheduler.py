@@ -62,7 +62,7 @@ def rows_of(embedder: Embedder, texts: list[str], tasks: list[str]) -> list[Row]
 
 def poison(embedder: Embedder) -> Row:
     row = rows_of(embedder, ["a text"], ["classification"])[0]
-    row.encoding.input_ids[1] = POISON
+    row.tokens.input_ids[1] = POISON
     return row
 
 
@@ -156,7 +156,7 @@ def test_many_tokens_go_side_by_side_and_few_through_all_cores(embedder: Embedde
         return few, await asyncio.gather(*(scheduler.submit([row], timeout=30) for row in rows))
 
     few, many = run(engine, work)
-    want = engine.inner.pool(Batch.of([row.encoding.input_ids for row in rows], [2] * 40))
+    want = engine.inner.pool(Batch.of([row.tokens.input_ids for row in rows], [2] * 40))
     np.testing.assert_allclose(few[0], want[0], atol=1e-6)
     np.testing.assert_allclose(np.concatenate(many), want, atol=1e-6)
     assert engine.inside > 2
@@ -166,7 +166,7 @@ def test_a_death_is_not_blamed_on_the_batch_beside(embedder: Embedder) -> None:
     """Rows so long that each is a pass alone: the one beside the culprit dies with it, and is computed again."""
     texts = [f"text {i} " * 200 for i in range(6)]
     rows = rows_of(embedder, texts, ["separation"] * 6)
-    rows[1].encoding.input_ids[1] = POISON
+    rows[1].tokens.input_ids[1] = POISON
     engine = TwoLanes(embedder)
 
     async def work(scheduler: Scheduler) -> Any:

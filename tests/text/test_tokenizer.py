@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyvec.errors import InputError, WeightsError
-from polyvec.text.tokenizer import Tokenizer
+from polyvec.text.tokenizer import Encoding, Tokenizer
 
 TEXTS = st.text(
     alphabet=st.one_of(st.characters(), st.sampled_from("ab the ß中国。<s> é\u0301\u200d\n0x4")), max_size=60
@@ -79,6 +79,24 @@ def test_a_text_read_in_parts_has_the_tokens_of_the_whole(tokenizer: Tokenizer, 
     for one, other in zip(whole, parts, strict=True):
         assert one.input_ids.tolist() == other.input_ids.tolist()
         assert one.offsets.tolist() == other.offsets.tolist()
+
+
+@SETTINGS
+@given(texts=st.lists(TEXTS, max_size=4), max_tokens=st.one_of(st.none(), st.integers(8, 40)), size=st.integers(1, 30))
+def test_tokens_without_places_are_those_with_them(
+    tokenizer: Tokenizer, texts: list[str], max_tokens: int | None, size: int
+) -> None:
+    texts = [*texts, "the " * 30, "\ud800 alone"]
+    prompts = ["the "] * len(texts)
+    want = tokenizer.encode_batch(texts, prompts, max_tokens)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("polyvec.text.tokenizer._PART_CHARACTERS", 10 * size)
+        patch.setattr("polyvec.text.tokenizer._GROUP_CHARACTERS", 3 * size)
+        found = tokenizer.tokens_batch(texts, prompts, max_tokens)
+    assert [(t.input_ids.tolist(), t.cut_characters) for t in found] == [
+        (e.input_ids.tolist(), e.cut_characters) for e in want
+    ]
+    assert all(type(t) is Encoding for t in found if t.truncated)
 
 
 def test_a_giant_text_is_tokenised_in_parts(tokenizer: Tokenizer) -> None:
