@@ -1,11 +1,18 @@
-"""The command as a user runs it: real processes, real files."""
+"""The command as a user runs it, on real files: the first test in a process, the others in this one.
+
+Most of the time of a process is its start. The commands of ``docs`` and README run in processes (test_docs.py).
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
 import sys
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +28,39 @@ ENGLISH = ["The train is late.", "A cat sleeps on the chair.", "How do I change 
 GERMAN = ["Wie ändere ich mein Passwort?", "Der Zug hat Verspätung.", "Eine Katze schläft auf dem Stuhl."]
 
 
-def polyvec(*arguments: object, stdin: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-c", "from polyvec.cli import app; app()", *map(str, arguments)]
-    result = subprocess.run(command, input=stdin, capture_output=True, text=True, encoding="utf-8")
-    assert result.returncode == code, result.stderr
-    assert "Traceback" not in result.stderr
-    return result
+@dataclass(frozen=True)
+class Said:
+    stdout: str
+    stderr: str
+
+
+def polyvec(*arguments: object, stdin: str = "", code: int = 0) -> Said:
+    """Run the command in this process; what it warns of is an error."""
+    out, err, source = (io.TextIOWrapper(io.BytesIO(text), "utf-8") for text in (b"", b"", stdin.encode()))
+    with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        patch.setattr(sys, "stdin", source)
+        with pytest.raises(SystemExit) as ended:
+            app(list(map(str, arguments)), prog_name="polyvec")
+    for stream in (out, err):
+        stream.seek(0)
+    said = Said(out.read(), err.read())
+    assert (ended.value.code or 0) == code, said.stderr
+    assert "Traceback" not in said.stderr
+    return said
 
 
 def test_stdin_to_stdout_gives_a_line_for_each(mini: Embedder) -> None:
-    result = polyvec("embed", "-", "--task", "text-matching", "--dimensions", 64, stdin="\n".join(ENGLISH) + "\n")
-    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    command = [sys.executable, "-W", "error", "-m", "polyvec", "embed", "-", "--task", "text-matching"]
+    done = subprocess.run(
+        [*command, "--dimensions", "64"],
+        input="\n".join(ENGLISH) + "\n",
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["text"] for row in rows] == ENGLISH
     expected = mini.encode(ENGLISH, task="text-matching", dimensions=64)
     np.testing.assert_allclose([row["embedding"] for row in rows], expected, atol=2e-6)
@@ -254,22 +283,16 @@ def test_train_adapter_adds_a_task_that_embed_knows(tmp_path: Path, model_folder
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    message: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "notes.txt").write_text("one\n")
     (tmp_path / "notes.jsonl").write_text('{"text": "one"}\n')
     (tmp_path / "long.txt").write_text("one " * 9000)
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(SystemExit) as ended:  # in this process, for most of the time of another is its start
-        app(arguments, prog_name="polyvec")
-    said = capsys.readouterr()
-    assert ended.value.code == 2 and message in said.err and said.err.startswith("error: ")
-    assert len(said.err.splitlines()) == 1 and said.out == ""
+    result = polyvec(*arguments, code=2)
+    assert message in result.stderr and result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1 and result.stdout == ""
     assert sorted(tmp_path.iterdir()) == before
 
 
