@@ -10,7 +10,7 @@ not trained again. With ``--rated`` (recipes/rated_arguments.py) there are failu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,8 +88,7 @@ def main(
         "average 0.9": Variant({**mixed, "average": 0.9}),
         "failure cases": Variant({"data": (search, equals, cases), "shares": (2.0, 1.0, 1.0)}),
     }
-    if unknown := [name for name in only or () if name not in variants]:
-        raise InputError(f"only must be one of {', '.join(variants)}, got {unknown[0]}")
+    check_only(only, variants)
     work.mkdir(parents=True, exist_ok=True)
     write_bases(work)
     held_out = write_data(data, work, rated)
@@ -152,6 +151,13 @@ def trained(name: str, variant: Variant, work: Path, steps: int) -> Embedder:
         run_stage(run)
         export_onnx(output, precision="fp32")
     return Embedder(output, engine="onnx")
+
+
+def check_only(only: Sequence[str] | None, variants: Iterable[str]) -> None:
+    """Raise ``InputError`` for a name that is no variant's."""
+    names = list(variants)
+    if unknown := [name for name in only or () if name not in names]:
+        raise InputError(f"only must be one of {', '.join(names)}, got {unknown[0]}")
 
 
 def write_bases(work: Path) -> None:

@@ -46,6 +46,7 @@ from polyvec.training.distill import StaticStudent, co_occurrence_table, grow
 from polyvec.training.run import Run
 from polyvec.training.stages import run_stage
 from polyvec.training.teachers import combine
+from recipes.ablations import check_only
 from recipes.mini_texts import translations
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
@@ -114,8 +115,7 @@ def run(
     """Train and score every variant."""
     if device != ("cuda" if torch.cuda.is_available() else "cpu"):
         raise InputError(f"device must be what training takes here, got {device}")
-    if unknown := [name for name in only or () if name not in VARIANTS]:
-        raise InputError(f"only must be one of {', '.join(VARIANTS)}, got {unknown[0]}")
+    check_only(only, VARIANTS)
     records = read_records(work)
     if not (work / "start" / "model.safetensors").exists():
         write_start(work, records[_TARGETS])

@@ -43,7 +43,7 @@ from polyvec.model.hub import resolve_model_folder
 from polyvec.model.layouts import read_config, read_json
 from polyvec.tasks import Task, resolve_task
 from polyvec.text.chunking import Span
-from polyvec.text.tokenizer import Encoding, Tokenizer, Tokens
+from polyvec.text.tokenizer import Tokenizer, Tokens, placed
 
 _RANGES_FILE = "int8_ranges.json"
 
@@ -81,12 +81,6 @@ class _Row:
     text: str
     task: Task
     tokens: Tokens
-
-    @property
-    def encoding(self) -> Encoding:
-        """The tokens of a text that is read in chunks, which need their places."""
-        assert isinstance(self.tokens, Encoding)
-        return self.tokens
 
 
 @dataclass(frozen=True)
@@ -316,8 +310,8 @@ class Embedder:
                 tokens = self.tokenizer.tokens_batch(*inputs, self.max_tokens)
             else:
                 tokens = self.tokenizer.encode_batch(*inputs)
-        elif options.chunking is not None and not all(isinstance(own, Encoding) for own in tokens):
-            raise InputError("tokens must be of type Encoding for late_chunking, got Tokens; use encode_batch")
+        elif options.chunking is not None:
+            tokens = [placed(own) for own in tokens]
         for i, ((text, task), own) in enumerate(zip(block, tokens, strict=True), start=first):
             if own.truncated and not options.truncate:
                 total = self.tokenizer.count_tokens(text, task.prompt)
@@ -347,7 +341,7 @@ class Embedder:
         for i, length in enumerate(lengths):
             if length > self.max_tokens:  # only late chunking lets a text be this long
                 states_of_windows = window_states(
-                    self.engine, rows[i].encoding, rows[i].task.adapter_id, max_tokens=self.max_tokens
+                    self.engine, placed(rows[i].tokens), rows[i].task.adapter_id, max_tokens=self.max_tokens
                 )
                 results[i] = self._chunk(rows[i], states_of_windows, options)
                 progress.advance(1)
@@ -371,8 +365,9 @@ class Embedder:
 
     def _chunk(self, row: _Row, parts: Iterable[TokenStates], options: _Options) -> Embedding:
         assert options.chunking is not None
-        spans = chunk_spans(options.chunking, row.text, row.encoding)
-        means = chunk_means(parts, row.encoding, spans, width=self.config.hidden_size)
+        encoding = placed(row.tokens)
+        spans = chunk_spans(options.chunking, row.text, encoding)
+        means = chunk_means(parts, encoding, spans, width=self.config.hidden_size)
         _check_finite(means, [row.number] * len(means))
         return Embedding(None, row.task.name, len(row.tokens), 0, Chunks(spans, self._finish(means, options)))
 

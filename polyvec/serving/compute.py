@@ -21,7 +21,7 @@ from polyvec.inference.late_chunking import TokenStates, chunk_means, window_sta
 from polyvec.inference.passes import TokenRow, run_pass
 from polyvec.serving.worker import WorkerLostError
 from polyvec.text.chunking import Span
-from polyvec.text.tokenizer import Encoding, Tokens
+from polyvec.text.tokenizer import Tokens, placed
 
 _log = logging.getLogger(__name__)
 
@@ -42,12 +42,6 @@ class Row:
     @property
     def needs_states(self) -> bool:
         return self.every_token or self.spans is not None
-
-    @property
-    def encoding(self) -> Encoding:
-        """The tokens of a row that needs states, whose places are asked for."""
-        assert isinstance(self.tokens, Encoding)
-        return self.tokens
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -134,7 +128,8 @@ def _forward(engine: Engine, rows: Sequence[Row], max_tokens: int) -> list[NDArr
     width = engine.config.hidden_size
     if len(rows) == 1 and len(rows[0]) > max_tokens:  # only chunks are read in windows
         row = rows[0]
-        return [_reduce(row, list(window_states(engine, row.encoding, row.adapter_id, max_tokens=max_tokens)), width)]
+        states = window_states(engine, placed(row.tokens), row.adapter_id, max_tokens=max_tokens)
+        return [_reduce(row, list(states), width)]
     needs_states = rows[0].needs_states
     inputs = [TokenRow(row.tokens.input_ids, row.adapter_id) for row in rows]
     outputs = run_pass(engine, inputs, states=needs_states)
@@ -146,4 +141,4 @@ def _forward(engine: Engine, rows: Sequence[Row], max_tokens: int) -> list[NDArr
 def _reduce(row: Row, parts: list[TokenStates], width: int) -> NDArray[np.float32]:
     if row.spans is None:
         return np.concatenate([states for states, _ in parts])
-    return chunk_means(parts, row.encoding, row.spans, width=width)
+    return chunk_means(parts, placed(row.tokens), row.spans, width=width)

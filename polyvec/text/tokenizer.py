@@ -66,6 +66,7 @@ _LOCAL_NORMALIZERS = frozenset({"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Nmt"
 _PART_CHARACTERS = 100_000  # a text beyond is tokenised in parts, which also keeps every core busy
 _GROUP_CHARACTERS = 2_000_000  # of parts that are encodings at one time
 _CHARACTERS_PER_TOKEN = 8  # first guess of the prefix; mini averages 2-4, so one pass is the rule
+_FEW_CHARACTERS_PER_TOKEN = 2  # a text of no more is seldom cut, and what is cut would be read a second time
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,13 @@ class Encoding(Tokens):
 
     offsets: NDArray[np.int32]
     num_prefix_tokens: int
+
+
+def placed(tokens: Tokens) -> Encoding:
+    """Return the tokens as what they must be for late chunking; raises ``InputError`` unless they know their places."""
+    if not isinstance(tokens, Encoding):
+        raise InputError("tokens must be of type Encoding for late_chunking, got Tokens; use encode_batch")
+    return tokens
 
 
 class Tokenizer:
@@ -170,10 +178,12 @@ class Tokenizer:
     def tokens_batch(self, texts: Sequence[str], prompts: Sequence[str], max_tokens: int | None = None) -> list[Tokens]:
         """Return the tokens that ``encode_batch`` finds, sooner: where they are in the text is not asked.
 
-        A text that is cut, or too long for one part, comes as its ``Encoding``.
+        A text that is cut, or so long that it may be, comes as its ``Encoding``.
         """
         _check_strings(texts, prompts)
-        limit = _PART_CHARACTERS if max_tokens is None else min(_PART_CHARACTERS, _CHARACTERS_PER_TOKEN * max_tokens)
+        limit = (
+            _PART_CHARACTERS if max_tokens is None else min(_PART_CHARACTERS, _FEW_CHARACTERS_PER_TOKEN * max_tokens)
+        )
         whole = [
             (i, 0, _SURROGATE.sub("\ufffd", prompt + text))
             for i, (text, prompt) in enumerate(zip(texts, prompts, strict=True))

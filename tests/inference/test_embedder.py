@@ -235,6 +235,16 @@ def test_text_beyond_the_context_is_chunked_to_its_end(embedder: Embedder) -> No
     assert np.abs(np.linalg.norm(chunks.vectors, axis=1) - 1).max() < 1e-6
 
 
+def test_chunks_need_tokens_that_know_their_places(embedder: Embedder) -> None:
+    text = "The router is new. It is blue."
+    tokens = embedder.tokenizer.tokens_batch([text], [""])
+    with pytest.raises(InputError, match="tokens must be of type Encoding for late_chunking, got Tokens"):
+        next(embedder.encode_stream([text], late_chunking="sentence", tokens=tokens))
+    encodings = embedder.tokenizer.encode_batch([text], [""])
+    (found,) = embedder.encode_stream([text], late_chunking="sentence", tokens=encodings)
+    assert found.chunks is not None and len(found.chunks.spans) == 2
+
+
 def test_a_later_window_reopens_with_its_frame_and_prompt(torch_embedder: Embedder) -> None:
     """A chunk in the second window, against that window run by hand: ``<s>``, prompt, overlap, text, ``</s>``."""
     e = torch_embedder
