@@ -3,6 +3,7 @@
     PolyvecError
     ├── InputError          a bad argument or text at a public edge (also a ValueError)
     ├── WeightsError        a checkpoint that does not load whole (also a ValueError)
+    │   └── ModelTooLargeError  a model that does not fit into memory (also a MemoryError)
     ├── MissingExtraError   an optional dependency that is not installed (also an ImportError)
     ├── TextTooLargeError   a single text that does not fit into memory (also a MemoryError)
     └── NotFiniteError      a text or a training step whose numbers are infinite or none (also an ArithmeticError)
@@ -27,6 +28,10 @@ class InputError(PolyvecError, ValueError):
 
 class WeightsError(PolyvecError, ValueError):
     """A checkpoint that does not fit the model: every missing, unexpected or misshapen tensor is named."""
+
+
+class ModelTooLargeError(WeightsError, MemoryError):
+    """A model whose weights do not fit into memory."""
 
 
 class MissingExtraError(PolyvecError, ImportError):

@@ -16,7 +16,8 @@ PACKAGE = Path(__file__).parent.parent / "polyvec"
 
 #: Exceptions whose first text is a sentence for the user. ``Problem`` has its HTTP status before it.
 ERRORS = {
-    "InputError", "WeightsError", "MissingExtraError", "Problem", "OverloadedError", "DeadlineError", "DrainingError",
+    "InputError", "WeightsError", "ModelTooLargeError", "MissingExtraError", "TextTooLargeError", "NotFiniteError",
+    "Problem", "OverloadedError", "DeadlineError", "DrainingError",
 }  # fmt: skip
 
 _MUTE = {"join", "map", "str", "len", "sorted", "self", "type", "max", "min", "float"}  # names that say nothing

@@ -39,13 +39,18 @@ from polyvec.inference.late_chunking import (
 )
 from polyvec.inference.passes import Outputs, Passes, RowTooLargeError, TokenRow
 from polyvec.inference.quantize import calibrate, check_output_type, quantize, unit
+from polyvec.model.config import ModelConfig
 from polyvec.model.hub import resolve_model_folder
-from polyvec.model.layouts import read_config, read_json
+from polyvec.model.layouts import read_config, read_json, weight_files
 from polyvec.tasks import Task, resolve_task
 from polyvec.text.chunking import Span
 from polyvec.text.tokenizer import Tokenizer, Tokens, placed
 
 _RANGES_FILE = "int8_ranges.json"
+#: Of the configuration, what changes vectors and no shape of a tensor.
+_NUMBERS = ("num_attention_heads", "layer_norm_eps", "rope_theta", "lora_alpha", "max_position_embeddings")
+#: Of the configuration, what an engine that was opened elsewhere must share; evaluation changes rope_theta on purpose.
+_SHARED = ("vocab_size", "hidden_size", "tasks", "max_position_embeddings")
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class Embedder:
     ``onnx-int8``, ``torch``, ``torch-float8`` (on GPUs that multiply 8-bit floats, refused where it moves the vectors),
     or ``auto``: ONNX where the folder holds a graph and no other ``device`` is asked for, and of its two graphs the one
     that a short run finds faster on this machine; or an open ``Engine`` of this model.
-    ``threads`` bounds the CPU threads of ONNX Runtime.
+    ``threads`` bounds the CPU threads of the engine.
     Raises ``WeightsError`` for a model that does not load whole.
     """
 
@@ -122,6 +127,8 @@ class Embedder:
         self._passes = Passes()
         if isinstance(engine, str):
             engine = open_engine(self.folder, self.config, engine, device=device, threads=threads)
+        else:
+            _check_same_model(self.folder, self.config, engine.config)
         self.engine = engine
 
     @property
@@ -248,17 +255,21 @@ class Embedder:
         dtype: str = "float32",
         prompt: str | None = None,
     ) -> str:
-        """Return 16 hex digits of what makes a vector: weights, tokenizer, task, prompt, pooling, width, dtype."""
+        """Return 16 hex digits of what makes a vector: weights, tokenizer, task, prompt, pooling, width, dtype, and of
+        int8 its range."""
         resolved = resolve_task(task, self.config.prompts, prompt=prompt)
         width = self._check_width(dimensions)
-        parts = [self.weights_hash, resolved.name, resolved.prompt, "mean", width, dtype]
+        parts: list[Any] = [self.weights_hash, resolved.name, resolved.prompt, "mean", width, dtype]
+        if dtype == "int8":
+            parts.append(self._ranges.get(width))
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     @cached_property
     def weights_hash(self) -> str:
-        """16 hex digits of everything in the folder that decides a vector."""
-        digest = hashlib.sha256()
-        for path in sorted([*self.folder.rglob("*.safetensors"), self.folder / "tokenizer.json"]):
+        """16 hex digits of everything in the folder that decides a vector, whatever its task: the weights, what the
+        configuration says beside their shapes, and the tokenizer."""
+        digest = hashlib.sha256(json.dumps([float(getattr(self.config, name)) for name in _NUMBERS]).encode())
+        for path in [*weight_files(self.folder), self.folder / "tokenizer.json"]:
             digest.update(str(path.relative_to(self.folder)).encode())
             with path.open("rb") as file:
                 while block := file.read(1 << 20):
@@ -343,7 +354,10 @@ class Embedder:
                 states_of_windows = window_states(
                     self.engine, placed(rows[i].tokens), rows[i].task.adapter_id, max_tokens=self.max_tokens
                 )
-                results[i] = self._chunk(rows[i], states_of_windows, options)
+                try:
+                    results[i] = self._chunk(rows[i], states_of_windows, options)
+                except MemoryError as error:
+                    raise _too_large(rows[i]) from error
                 progress.advance(1)
         for result in results:
             assert result is not None
@@ -357,11 +371,7 @@ class Embedder:
                 self.engine, inputs, batch_tokens=options.batch_tokens, states=options.chunking is not None
             )
         except RowTooLargeError as error:
-            row = rows[error.index]
-            raise TextTooLargeError(
-                f"texts[{row.number}] must fit into memory, got {len(row.tokens)} tokens that do not; "
-                "free memory, cut the text, or use a smaller model"
-            ) from error
+            raise _too_large(rows[error.index]) from error
 
     def _chunk(self, row: _Row, parts: Iterable[TokenStates], options: _Options) -> Embedding:
         assert options.chunking is not None
@@ -394,6 +404,22 @@ class Embedder:
     def _read_ranges(self) -> dict[int, float]:
         path = self.folder / _RANGES_FILE
         return {int(d): float(r) for d, r in read_json(path).items()} if path.exists() else {}
+
+
+def _too_large(row: _Row) -> TextTooLargeError:
+    return TextTooLargeError(
+        f"texts[{row.number}] must fit into memory, got {len(row.tokens)} tokens that do not; "
+        "free memory, cut the text, or use a smaller model"
+    )
+
+
+def _check_same_model(folder: Path, config: ModelConfig, found: ModelConfig) -> None:
+    for name in _SHARED:
+        if getattr(config, name) != getattr(found, name):
+            raise InputError(
+                f"engine must be of the model in {folder}, of {name} {getattr(config, name)}, "
+                f"got {getattr(found, name)}; pass the engine's own folder as model"
+            )
 
 
 def _check_finite(vectors: NDArray[np.float32], numbers: Sequence[int]) -> None:

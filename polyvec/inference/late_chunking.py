@@ -42,7 +42,10 @@ def check_chunking(chunking: LateChunking | None) -> None:
 def chunk_spans(chunking: LateChunking, text: str, encoding: Encoding) -> list[Span]:
     """Return the C character spans that ``chunking`` makes of ``text``."""
     if chunking == "sentence":
-        return sentence_spans(text)
+        spans = sentence_spans(text)
+        # A tokenizer may drop what Python does not call whitespace, such as a line of zero-width spaces.
+        ranges = token_ranges(encoding.offsets[encoding.num_prefix_tokens : -1], spans)
+        return [span for span, (start, stop) in zip(spans, ranges, strict=True) if start < stop]
     if isinstance(chunking, int):
         return fixed_spans(encoding.offsets[encoding.num_prefix_tokens : -1], chunking)
     assert not isinstance(chunking, str)
@@ -71,17 +74,18 @@ def chunk_means(
 ) -> NDArray[np.float32]:
     """Return (C, D) means of each chunk's token states; ``width`` is D.
 
-    The first chunk takes ``<s>`` and the prompt too, the last one ``</s>``: one chunk over the whole text is then the
-    text's own vector (algorithm 1). Raises ``InputError`` for a span without a token.
+    A chunk that opens the text takes ``<s>`` and the prompt too, one that closes it ``</s>``: one chunk over the whole
+    text is then the text's own vector (algorithm 1). Raises ``InputError`` for a span without a token.
     """
-    prefix = encoding.num_prefix_tokens
-    ranges = token_ranges(encoding.offsets[prefix:-1], spans) + prefix
+    prefix, offsets = encoding.num_prefix_tokens, encoding.offsets
+    ranges = token_ranges(offsets[prefix:-1], spans) + prefix
     for i, (start, stop) in enumerate(ranges):
         if start == stop:
             raise InputError(f"late_chunking[{i}] must hold text, got whitespace alone at characters {spans[i]}")
-    if len(spans):
-        ranges[ranges[:, 0] == ranges[:, 0].min(), 0] = 0
-        ranges[ranges[:, 1] == ranges[:, 1].max(), 1] += 1
+    holds_text = np.flatnonzero(offsets[prefix:-1, 0] < offsets[prefix:-1, 1]) + prefix  # no mark of a space alone
+    if len(holds_text):
+        ranges[ranges[:, 0] <= holds_text[0], 0] = 0
+        ranges[ranges[:, 1] > holds_text[-1], 1] = len(encoding)
     sums = np.zeros((len(spans), width), dtype=np.float32)
     for states, first in parts:
         last = first + len(states)

@@ -195,8 +195,9 @@ class Encoder(nn.Module):
         dtype = self.embeddings.word_embeddings.weight.dtype
         return adapter_gate(task_ids[texts], len(config.tasks), config.lora_rank, self.lora_scale, dtype)
 
-    def merge(self, task_id: int) -> None:
-        """Add one task's adapter into the weights: the same vectors for less work, for that task alone."""
+    def merge(self, task_id: int, *, for_good: bool = False) -> None:
+        """Add one task's adapter into the weights: the same vectors for less work, for that task alone. ``for_good``
+        keeps no second copy of the weights for ``unmerge``."""
         if self.merged_task is not None:
             raise InputError(
                 f"one adapter at a time can be merged, adapter {self.merged_task} is; call unmerge() first"
@@ -207,7 +208,7 @@ class Encoder(nn.Module):
             raise InputError(f"task_id must lie between 0 and {len(self.config.tasks) - 1}, got {task_id}")
         for module in self.modules():
             if isinstance(module, Adapted):
-                module.merge(task_id, self.lora_scale)
+                module.merge(task_id, self.lora_scale, for_good=for_good)
         self.merged_task = task_id
 
     @torch.no_grad()
@@ -218,8 +219,7 @@ class Encoder(nn.Module):
             layers = copy.deepcopy(self.layers)
             for module in layers.modules():
                 if isinstance(module, Adapted):
-                    module.merge(task_id, self.lora_scale)
-                    module.forget_base()
+                    module.merge(task_id, self.lora_scale, for_good=True)
             self._merged_layers[task_id] = layers
 
     def freeze_adapters(self) -> None:

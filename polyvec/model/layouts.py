@@ -83,6 +83,12 @@ def read_config(folder: Path) -> ModelConfig:
     return _read_original(folder) if layout == "original" else _read_hf(folder)
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of weights that loading a model reads, in any of the three layouts. A checkpoint of training
+    lies beside them and is none."""
+    return sorted([*folder.glob("model*.safetensors"), *folder.glob("*/adapter_model*.safetensors")])
+
+
 def copy_companions(source: Path, target: Path) -> None:
     """Copy what belongs to a model beside its weights and configuration: the tokenizer and the int8 ranges."""
     for name in ("tokenizer.json", "int8_ranges.json"):

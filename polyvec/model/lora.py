@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from polyvec.errors import InputError
+
 _GPU_STEP = 64  # of 16-bit numbers a cache line, and what a kernel takes at a time; odd rows fall to slow ones
 
 
@@ -60,21 +62,19 @@ class Adapted(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
-    def merge(self, adapter_id: int, scale: float) -> None:
-        """Add one adapter into the weight. The base is kept aside: subtracting again would round differently."""
-        self._base = self.weight.detach().clone()
+    def merge(self, adapter_id: int, scale: float, *, for_good: bool = False) -> None:
+        """Add one adapter into the weight. The base is kept aside for ``unmerge``, unless ``for_good``: subtracting
+        again would round differently."""
+        self._base = None if for_good else self.weight.detach().clone()
         # In float32, rounded once: an update is smaller than the weight, and would lose its last bits twice.
         self.weight.copy_(self.weight.float().add_(self.delta(adapter_id), alpha=scale))
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Put the base weight back, bit for bit."""
-        assert self._base is not None
+        """Put the base weight back, bit for bit. Raises ``InputError`` where it was not kept."""
+        if self._base is None:
+            raise InputError("unmerge() needs the base weight, which an engine merged for good; load the model again")
         self.weight.copy_(self._base)
-        self._base = None
-
-    def forget_base(self) -> None:
-        """Stay merged for good."""
         self._base = None
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
+import onnxruntime as ort
 import pytest
 
 from polyvec import Embedder
+from polyvec.errors import ModelTooLargeError
 from polyvec.inference.batching import Batch
 from polyvec.inference.engines import choice
 from polyvec.inference.engines.onnx import OnnxEngine
@@ -41,6 +44,39 @@ def test_int8_is_taken_where_it_is_clearly_faster(
     measured = len(timed)
     assert set(timed) == {"onnx-int8", "onnx-float32"}
     assert Embedder(folder).engine.name == name and len(timed) == measured  # remembered
+
+
+def test_a_machine_that_slows_down_between_the_graphs_is_found_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([1.0, 4.0, 8.0, 0.5, 0.5])  # float32, int8, and again: what slowed them is over
+    monkeypatch.setattr(choice, "_timed", lambda engine, batch: next(seconds))
+    assert Embedder(folder).engine.name == "onnx-int8"
+
+
+@pytest.mark.parametrize("where", ["opening", "running"])
+def test_a_graph_that_does_not_fit_into_memory_is_not_taken(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    real_session, real_run = ort.InferenceSession, OnnxEngine._run
+
+    def session(path: str, *args: Any, **options: Any) -> ort.InferenceSession:
+        if where == "opening" and "int8" not in path:
+            raise RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc")
+        return real_session(path, *args, **options)
+
+    def run(engine: OnnxEngine, *args: Any) -> Any:
+        if where == "running" and engine.name == "onnx-float32":
+            raise MemoryError
+        return real_run(engine, *args)
+
+    pretend(monkeypatch, int8_seconds=2.0)
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    monkeypatch.setattr(OnnxEngine, "_run", run)
+    assert Embedder(folder).engine.name == "onnx-int8"
+    if where == "opening":
+        with pytest.raises(ModelTooLargeError, match=r"model\.onnx must fit into memory, got .*bad_alloc"):
+            Embedder(folder, engine="onnx")
 
 
 def test_a_new_graph_is_measured_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

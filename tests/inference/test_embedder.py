@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 import warnings
 from collections.abc import Iterator
@@ -16,7 +18,9 @@ from hypothesis import strategies as st
 from polyvec import Embedder, InputError, TruncationWarning, UntrainedDimensionWarning, WeightsError
 from polyvec.inference import blocks as blocks_module
 from polyvec.inference.batching import Batch
+from polyvec.inference.late_chunking import chunk_means, chunk_spans
 from polyvec.tasks import TASK_NAMES, resolve_task
+from polyvec.text.tokenizer import Encoding
 
 WORDS = "router the train night 打印机 пароль Passwort is and".split()
 TEXTS = st.lists(st.lists(st.sampled_from(WORDS), max_size=40).map(" ".join), min_size=1, max_size=8)
@@ -217,6 +221,31 @@ def test_late_chunks_are_means_of_their_tokens_in_context(torch_embedder: Embedd
     assert len(fixed) == -(-(len(tokens) - 2) // 4)
 
 
+def test_a_chunk_within_a_text_takes_its_own_tokens_alone(torch_embedder: Embedder) -> None:
+    e, text = torch_embedder, "The router is on. The night train. And the password."
+    encoding = e.tokenizer.encode(text, prompt=e.config.prompts["retrieval.passage"])
+    states = e.engine.token_states(Batch.of([encoding.input_ids], [e.config.tasks.index("retrieval.passage")]))
+    parts = (("The router is on.", True, False), ("night", False, False), ("password.", False, True))
+    for part, opens, closes in parts:
+        span = (text.index(part), text.index(part) + len(part))
+        own = (encoding.offsets[:, 0] < span[1]) & (encoding.offsets[:, 1] > span[0])
+        own[: encoding.num_prefix_tokens], own[-1] = opens, closes
+        mean = states[own].mean(axis=0)
+        (vector,) = e.encode(text, task="retrieval.passage", late_chunking=[span]).vectors
+        np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=2e-6)
+
+
+def test_a_line_that_the_tokenizer_drops_is_no_sentence() -> None:
+    text = "Hi.\n\u200b\nBye."
+    places = np.array([(0, 0), (0, 0), (0, 3), (6, 10), (10, 10)], np.int32)  # as of a mark of a space, which is empty
+    encoding = Encoding(np.arange(5, dtype=np.int32), 0, places, 1)
+    spans = chunk_spans("sentence", text, encoding)
+    assert [text[a:b] for a, b in spans] == ["Hi.", "Bye."]
+    states = np.eye(5, dtype=np.float32)
+    means = chunk_means([(states, 0)], encoding, spans, width=5)
+    np.testing.assert_allclose(means, [[1 / 3, 1 / 3, 1 / 3, 0, 0], [0, 0, 0, 1 / 2, 1 / 2]])
+
+
 def test_late_chunks_of_many_texts_equal_those_alone(embedder: Embedder) -> None:
     texts = ["the router. the train.", "night.", LONG, ""]
     together = embedder.encode(texts, task="retrieval.passage", late_chunking="sentence", dimensions=16)
@@ -316,3 +345,27 @@ def test_fingerprints_tell_apart_what_makes_vectors_differ(embedder: Embedder, m
     }
     assert len(prints) == 7
     assert embedder.fingerprint() == embedder.fingerprint(dimensions=32)
+
+
+def test_the_hash_of_weights_is_of_all_that_decides_a_vector_and_of_no_more(model_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    before = Embedder(folder, engine="onnx")
+    (folder / "checkpoint.safetensors").write_bytes(b"of training")
+    beside_a_checkpoint = Embedder(folder, engine="onnx")
+    assert beside_a_checkpoint.weights_hash == before.weights_hash
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "rope_theta": 5000.0}))
+    assert Embedder(folder, engine="onnx").weights_hash != before.weights_hash
+
+
+def test_int8_vectors_of_other_ranges_have_another_fingerprint(model_folder: Path, tmp_path: Path) -> None:
+    model = Embedder(shutil.copytree(model_folder, tmp_path / "model"), engine="onnx")
+    model.calibrate(["the router", "the night train"])
+    before = model.fingerprint(), model.fingerprint(dtype="int8")
+    model.calibrate(["a", "b"])
+    assert model.fingerprint() == before[0] and model.fingerprint(dtype="int8") != before[1]
+
+
+def test_an_engine_of_another_model_is_refused(embedder: Embedder) -> None:
+    with pytest.raises(InputError, match="engine must be of the model in .*mini, of vocab_size 40000, got 512"):
+        Embedder(engine=embedder.engine)

@@ -60,6 +60,11 @@ def test_a_text_that_does_not_fit_alone_is_named(short_of_memory: Embedder) -> N
         short_of_memory.encode(["router", "train", "night train " * 200], batch_tokens=1)
 
 
+def test_a_window_of_a_long_text_that_does_not_fit_names_the_text(short_of_memory: Embedder) -> None:
+    with pytest.raises(TextTooLargeError, match=r"texts\[1\] must fit into memory, got \d+ tokens"):
+        short_of_memory.encode(["router", "night train " * 800], late_chunking="sentence")
+
+
 def test_onnx_runtime_out_of_memory_is_a_memory_error(model_folder: Path) -> None:
     """A real one, in a process that may take little: the graph's own session answers again afterwards."""
     code = f"""

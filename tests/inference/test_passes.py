@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -172,4 +173,13 @@ def test_a_lane_is_opened_when_there_is_work_for_it(model_folder: Path) -> None:
     model = Embedder(model_folder, engine="onnx", threads=2)
     for count, is_open in ((8, False), (300, True)):
         model.encode(["a short text of some words"] * count)
-        assert ("lane" in vars(model.engine)) == is_open
+        assert isinstance(model.engine, OnnxEngine)
+        assert (model.engine._lane is not None) == is_open
+
+
+def test_callers_at_one_time_open_one_lane(model_folder: Path) -> None:
+    engine = Embedder(model_folder, engine="onnx", threads=2).engine
+    together = threading.Barrier(8)
+    with ThreadPoolExecutor(8) as pool:
+        lanes = list(pool.map(lambda _: (together.wait(20), engine.lane)[1], range(8)))
+    assert len(set(map(id, lanes))) == 1

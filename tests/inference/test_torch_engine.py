@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from threading import Barrier, Thread
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from polyvec import Embedder
 from polyvec.errors import InputError
 from polyvec.inference.batching import Batch, split_by_adapter
 from polyvec.inference.engines import torch as engine_module
@@ -173,11 +175,24 @@ def test_a_batch_is_split_into_the_adapters_that_have_enough_tokens() -> None:
 
 
 def test_one_merged_task_is_computed_and_others_are_refused() -> None:
-    engine = TorchEngine(random_encoder(), device="cpu", merged_task="classification", compiler="eager")
+    encoder = random_encoder()
+    engine = TorchEngine(encoder, device="cpu", merged_task="classification", compiler="eager")
     task = engine.config.tasks.index("classification")
     batch = batch_of([5, 9], task)
     np.testing.assert_allclose(engine.pool(batch), TorchEngine(random_encoder(), device="cpu").pool(batch), atol=1e-5)
     with pytest.raises(InputError, match="must all be"):
         engine.pool(batch_of([5], -1))
+    with pytest.raises(InputError, match="needs the base weight, which an engine merged for good"):
+        encoder.unmerge()
     with pytest.raises(InputError, match="merged_task must be 'auto', 'each', None or one of .*, got 'sorting'"):
         TorchEngine(random_encoder(), device="cpu", merged_task="sorting")
+
+
+def test_threads_bound_those_of_torch(model_folder: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        Embedder(model_folder, engine="torch", device="cpu", threads=1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

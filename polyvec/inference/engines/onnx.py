@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from functools import cached_property
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from polyvec.errors import WeightsError
+from polyvec.errors import ModelTooLargeError, WeightsError
 from polyvec.inference.batching import Batch
 from polyvec.inference.threads import physical_cores, usable_cores
 from polyvec.model.config import ModelConfig
+from polyvec.model.layouts import weight_files
 
 #: Precision of a graph to its file in a model folder.
 GRAPH_FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
@@ -39,10 +40,12 @@ class OnnxEngine:
         self.config = config
         self.name = f"onnx-{'int8' if '.int8.' in Path(path).name else 'float32'}"
         self._path = Path(path)
+        self._opening = Lock()
+        self._lane: OnnxEngine | None = None
         options = self.session_options = ort.SessionOptions()
         cores = usable_cores()
         options.intra_op_num_threads = threads or (cores if cores < (os.cpu_count() or 1) else 0)  # 0: physical cores
-        weights = sum(file.stat().st_size for file in self._path.parent.glob("*.safetensors"))
+        weights = sum(file.stat().st_size for file in weight_files(self._path.parent))
         self.lanes = (threads or physical_cores()) if weights <= _LANE_BYTES else 1
         self.lane_tokens = _ONE_CORE_TOKENS if weights <= _LANE_BYTES else _BATCH_TOKENS
         self.batch_tokens = self.lane_tokens if self.lanes == 1 else _BATCH_TOKENS
@@ -57,15 +60,24 @@ class OnnxEngine:
                 str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER_FUSIONS
             )
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+            if _is_out_of_memory(error):
+                raise ModelTooLargeError(
+                    f"{path} must fit into memory, got {error}; free memory, or use the graph in 8 bits"
+                ) from error
             raise WeightsError(f"{path} must be a whole ONNX file, got {error}; export it again") from error
         if [i.name for i in self._session.get_inputs()] != _INPUTS:
             found = [i.name for i in self._session.get_inputs()]
             raise WeightsError(f"{path} must take {_INPUTS}, got {found}; write it with polyvec export")
 
-    @cached_property
+    @property
     def lane(self) -> OnnxEngine:
         """The same graph on one thread, for as many callers at a time as there are ``lanes``."""
-        return self if self.lanes == 1 else type(self)(self._path, self.config, threads=1)
+        if self.lanes == 1:
+            return self
+        with self._opening:  # two callers would open it twice
+            if self._lane is None:
+                self._lane = type(self)(self._path, self.config, threads=1)
+            return self._lane
 
     def pool(self, batch: Batch) -> NDArray[np.float32]:
         """Return (B, D) mean-pooled vectors, neither truncated nor normalised."""
@@ -81,8 +93,8 @@ class OnnxEngine:
         options = self._giving_back if feed["input_ids"].size > self.batch_tokens else None
         try:
             result: NDArray[np.float32] = self._session.run([output], feed, options)[0]
-        except Exception as error:  # see above; its allocators tell of their failure in words alone
-            if any(words in str(error) for words in _OUT_OF_MEMORY):
+        except Exception as error:
+            if _is_out_of_memory(error):
                 raise MemoryError(str(error)) from error
             raise
         return result
@@ -93,3 +105,8 @@ class OnnxEngine:
         ids = np.full(real.shape, self.config.pad_token_id, dtype=np.int64)
         ids[real] = batch.input_ids
         return {"input_ids": ids, "attention_mask": real.astype(np.int64), "task_ids": batch.task_ids}, real
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception of ONNX Runtime is of an allocator, which tells of its failure in words alone."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from polyvec.errors import InputError, MissingExtraError
 from polyvec.inference.engines import Engine
@@ -42,4 +43,5 @@ def open_engine(folder: Path, config: ModelConfig, engine: str, *, device: str |
         from polyvec.model.weights import load_encoder
     except ImportError as error:
         raise MissingExtraError.of(f"engine {engine!r}", "torch") from error
-    return TorchEngine(load_encoder(folder), device=device, dtype="float8" if engine == "torch-float8" else None)
+    dtype: Literal["float8"] | None = "float8" if engine == "torch-float8" else None
+    return TorchEngine(load_encoder(folder), device=device, dtype=dtype, threads=threads)

@@ -50,6 +50,7 @@ class TorchEngine:
     layers are kept once more for every task: a pass whose texts share a task costs what one without adapters does, and
     only what is left over goes through all adapters at once. With None nothing is merged. ``"auto"`` is ``"each"`` on a
     GPU of whose memory the copies take at most an eighth, else None; in bfloat16 the two ways round differently.
+    What is merged stays so, in ``encoder`` too. ``threads`` bounds torch's own on a CPU, which the process shares.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class TorchEngine:
         compiler: str | Callable[..., Any] | None = None,
         graphs: bool | None = None,
         merged_task: str | None = "auto",
+        threads: int | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         is_cuda = self.device.type == "cuda"
@@ -80,7 +82,7 @@ class TorchEngine:
             names = ", ".join(self.config.tasks)
             raise InputError(f"merged_task must be 'auto', 'each', None or one of {names}, got {merged_task!r}")
         if merged_task in self.config.tasks:
-            encoder.merge(self.config.tasks.index(merged_task))
+            encoder.merge(self.config.tasks.index(merged_task), for_good=True)
         self._encoder = encoder.to(self.device, self.dtype).eval()
         if merged_task == "auto" and is_cuda and encoder.merged_task is None:
             memory = torch.cuda.get_device_properties(self.device).total_memory
@@ -99,8 +101,9 @@ class TorchEngine:
             self._encoder.compile_layers(compiler)
         if is_cuda if graphs is None else graphs:
             self._graphs = Graphs(self._recordable, self.device)
-        if self.device.type == "cpu" and usable_cores() < torch.get_num_threads():
-            torch.set_num_threads(usable_cores())  # torch knows affinity and no quota
+        threads = threads or usable_cores()  # torch knows affinity and no quota
+        if self.device.type == "cpu" and threads < torch.get_num_threads():
+            torch.set_num_threads(threads)
 
     @property
     def lane(self) -> TorchEngine:
