@@ -25,6 +25,7 @@ from polyvec.text.tokenizer import Tokens
 T = TypeVar("T")
 
 _LENT_IN_MEMORY = 16  # lent tables of other parts that a worker keeps
+_NO_CHUNK = "must hold text to cut into chunks, got none"
 
 
 class Worker:
@@ -108,8 +109,11 @@ class Worker:
         """Return what each of some distinct texts became, or why it became nothing."""
         over = self._over_the_limit(texts)
         found = trial.run([text for i, text in enumerate(texts) if i not in over], self._encode)
-        reasons = iter([trial.guilty[i][0] if r is None else r for i, r in enumerate(found)])
-        return [over[i] if i in over else next(reasons) for i in range(len(texts))]
+        # A text without a chunk would have no row: with a reason it is not lost.
+        outcomes = iter(
+            [trial.guilty[i][0] if r is None else r if len(r.vectors) else _NO_CHUNK for i, r in enumerate(found)]
+        )
+        return [over[i] if i in over else next(outcomes) for i in range(len(texts))]
 
     def _over_the_limit(self, texts: list[str]) -> dict[int, str]:
         if self.job.truncate or self.job.late_chunking is not None:

@@ -103,6 +103,17 @@ def test_late_chunking_gives_a_row_for_each_chunk(tmp_path: Path, embed: Embed, 
     np.testing.assert_allclose(vectors(output.table), flat, atol=1 if dtype in ("int8",) else 1e-3)
 
 
+@pytest.mark.parametrize("late_chunking", ["sentence", 4])
+def test_a_text_without_a_chunk_is_set_aside(tmp_path: Path, embed: Embed, late_chunking: Any) -> None:
+    texts = ["One. Two.", "", "Three.", "Four.", "Five.", " \n", "Six.", "", "Seven."]  # one part lends the empty one
+    output = embed(write(tmp_path / "in.jsonl", texts), tmp_path / "out", late_chunking=late_chunking)
+    rejects = {reject["row"]: reject["reason"] for reject in output.rejects}
+    assert rejects.keys() >= {"in.jsonl:2", "in.jsonl:8"}
+    assert set(rejects.values()) == {"must hold text to cut into chunks, got none"}
+    rows = {*output.table["id"].to_pylist(), *rejects}
+    assert rows == {f"in.jsonl:{i + 1}" for i in range(9)}
+
+
 def test_two_equal_slices_are_two_parts(tmp_path: Path, embed: Embed) -> None:
     write(tmp_path / "in" / "a.jsonl", TEXTS[:4])
     write(tmp_path / "in" / "b.jsonl", TEXTS[:4])
