@@ -30,6 +30,7 @@ from polyvec.inputs import filesystem, input_files
 MANIFEST = "_manifest.json"
 REJECTS = "_rejects.jsonl"
 _JOB = f"{WORK}/job.json"
+_LENT = f"{WORK}/lent"
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,11 @@ def run(ready: Prepared, place: Place, report: Callable[[Progress], None] = lamb
     names = [part.name for part in plan.parts]
     _check_room(ready)
     try:
-        folder.write_json(_JOB, {"identity": job.identity(), "plan": names})
+        # What parts lend each other is for the whole plan to say.
+        state = {"identity": job.identity(), "plan": names}
+        if folder.read_json(_JOB) != state:
+            folder.remove(_LENT)
+            folder.write_json(_JOB, state)
     except OSError as error:
         raise cannot_write(folder, error) from error
     done = dict(ready.done)
@@ -141,7 +146,7 @@ def run(ready: Prepared, place: Place, report: Callable[[Progress], None] = lamb
 def _receipts(ready: Prepared, place: Place) -> Iterator[Receipt]:
     folder, plan, pending = ready.folder, ready.plan, ready.pending
     schema = record_schema(ready.job, plan.schema)
-    lent = folder.sizes(f"{WORK}/lent")
+    lent = folder.sizes(_LENT)
     lenders = {part.name for part in pending if part.lends}
     lenders |= {lender for part in pending for lender, _ in part.borrows.values()}
     to_lend = [p for p in plan.parts if p.name in lenders and f"{p.name}.parquet" not in lent]

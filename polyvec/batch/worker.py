@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 import warnings
@@ -57,9 +58,15 @@ class Worker:
         self._known = {} if work.tokens is None else dict(zip(work.texts(), work.tokens, strict=True))
         return self._lend(work) if work.is_lending else self._finish(work)
 
+    def _trial(self, work: Work) -> Trial:
+        """Return the trial of the texts of ``work``: a slice that shares other texts since the input has changed
+        has another trial, whose indexes mean other texts."""
+        texts = hashlib.sha256(json.dumps(work.texts()).encode()).hexdigest()[:16]
+        return Trial(self.folder, f"{work.part.name}-{texts}")
+
     def _lend(self, work: Work) -> Receipt:
         part = work.part
-        trial = Trial(self.folder, f"{part.name}-lent")
+        trial = self._trial(work)
         results = self._embed(work.texts(), trial)
         named = dict(zip(part.lends, results, strict=True))
         self._try(self.folder.write, lent_name(part.name), lent_bytes(named, self.job))
@@ -70,7 +77,7 @@ class Worker:
         """Embed what is left of a part and write it, then its receipt, without which it does not count."""
         started = time.perf_counter()
         part, piece = work.part, work.piece
-        trial = Trial(self.folder, part.name)
+        trial = self._trial(work)
         results = self._results(work, trial)
         good: list[tuple[Row, Result]] = []
         rejects = []

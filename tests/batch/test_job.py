@@ -173,6 +173,52 @@ def test_a_stopped_job_goes_on_and_ends_in_the_same_bytes(
     assert not (out / "_work").exists()
 
 
+def stop_at(parts_done: int) -> Callable[[Any], None]:
+    """Return a report that stops its job when so many parts are done; with 0, when there is something to lend."""
+
+    def stop(progress: Any) -> None:
+        if progress.parts_done == parts_done:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_a_stopped_job_whose_input_has_changed_lends_what_the_new_one_shares(
+    tmp_path: Path, embed: Embed, plan: Plan
+) -> None:
+    write(tmp_path / "in" / "a.jsonl", [f"text {i}" for i in range(4)])
+    write(tmp_path / "in" / "b.jsonl", ["text 0", "b"])
+    with pytest.raises(KeyboardInterrupt):
+        run(plan(tmp_path / "in", tmp_path / "out"), Here(), stop_at(0))
+    write(tmp_path / "in" / "c.jsonl", ["text 1", "text 2", "c"])
+    parts = embed(tmp_path / "in", tmp_path / "out").parts()
+    assert parts == embed(tmp_path / "in", tmp_path / "whole").parts()
+
+
+def test_a_stopped_job_whose_input_has_changed_suspects_the_same_text(
+    tmp_path: Path, embed: Embed, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Worker._encode
+
+    def failing(self: Worker, texts: list[str]) -> Any:
+        if "bad" in texts:
+            raise RuntimeError("the graph says no")
+        return encode(self, texts)
+
+    def stopping(self: Worker, texts: list[str]) -> Any:
+        if texts == ["one", "two", "three"]:  # found, and not yet in a receipt
+            raise KeyboardInterrupt
+        return failing(self, texts)
+
+    monkeypatch.setattr(Worker, "_encode", stopping)
+    write(tmp_path / "in" / "b.jsonl", ["one", "bad", "two", "three"])
+    with pytest.raises(KeyboardInterrupt):
+        run(plan(tmp_path / "in", tmp_path / "out"), Here())
+    monkeypatch.setattr(Worker, "_encode", failing)
+    write(tmp_path / "in" / "a.jsonl", ["one"])  # which lends it: the second text of b is another one
+    assert [reject["row"] for reject in embed(tmp_path / "in", tmp_path / "out").rejects] == ["b.jsonl:2"]
+
+
 def test_a_name_that_says_lance_is_one_dataset_with_the_rows_of_the_parts(
     tmp_path: Path, embed: Embed, plan: Plan
 ) -> None:
