@@ -25,7 +25,7 @@ from polyvec.batch.storage import WORK, Folder
 from polyvec.batch.worker import cannot_write, receipt_name
 from polyvec.errors import InputError
 from polyvec.files import packed_width, storage_dtype
-from polyvec.inputs import filesystem, input_files
+from polyvec.inputs import InputFile, filesystem, input_files
 
 MANIFEST = "_manifest.json"
 REJECTS = "_rejects.jsonl"
@@ -88,8 +88,8 @@ def prepare(job: Job, output: str, place: Place, *, replace: bool = False) -> Pr
             f"output must be of the same model, task and options, got {output} with other {', '.join(news)}; "
             "choose another folder, or let --replace make all of it anew"
         )
-    fs, _ = filesystem(job.source)
-    units = units_of(fs, input_files(job.source))
+    fs, files = _files(job, folder)
+    units = units_of(fs, files)
     plan = make_plan(units, place.facts(fs, units, job), job)
     committed = {receipt["part"]: receipt for receipt in (manifest or {}).get("parts", [])}
     done = _done(folder, plan, committed, sizes)
@@ -98,6 +98,22 @@ def prepare(job: Job, output: str, place: Place, *, replace: bool = False) -> Pr
     elif earlier and (fresh := {p.name for p in plan.parts} - set(earlier["plan"])):
         news = [f"input has changed: {len(fresh)} of {len(plan.parts)} parts are new"]
     return Prepared(job, folder, fs, plan, done, news)
+
+
+def _files(job: Job, folder: Folder) -> tuple[Any, list[InputFile]]:
+    """Return the file system and the files of the input, without those of an output that lies in it."""
+    fs, _ = filesystem(job.source)
+    files = input_files(job.source)
+    if fs == folder.fs:
+        own = _real_path(fs, folder.path)
+        files = [file for file in files if own not in (path := _real_path(fs, file.path), os.path.dirname(path))]
+    if not files:
+        raise InputError(f"input must hold other files than the output's, got {job.source} for {folder.location}")
+    return fs, files
+
+
+def _real_path(fs: Any, path: str) -> str:
+    return os.path.realpath(path) if fs.type_name == "local" else path.rstrip("/")
 
 
 def _done(folder: Folder, plan: Plan, committed: dict[str, Receipt], sizes: dict[str, int]) -> dict[str, Receipt]:

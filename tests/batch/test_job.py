@@ -219,6 +219,21 @@ def test_a_stopped_job_whose_input_has_changed_suspects_the_same_text(
     assert [reject["row"] for reject in embed(tmp_path / "in", tmp_path / "out").rejects] == ["b.jsonl:2"]
 
 
+def test_an_output_that_lies_in_its_input_is_not_read(tmp_path: Path, embed: Embed, plan: Plan) -> None:
+    folder = tmp_path / "in"
+    write(folder / "a.jsonl", TEXTS[:8])
+    (tmp_path / "link").symlink_to(folder)
+    fields = {"keep": ("text",), "dedupe": "part"}
+    with pytest.raises(KeyboardInterrupt):
+        run(plan(folder, folder / "out", **fields), Here(), stop_at(1))
+    for source in (folder, tmp_path / "link", f"{tmp_path}/in/**", folder.as_uri()):
+        ready = plan(source, f"{tmp_path}/link/../in/out", **fields)
+        assert len(ready.plan.parts) == 2 and len(ready.done) == 1
+    assert embed(folder, folder / "out", **fields).table["id"].to_pylist() == [f"a.jsonl:{i + 1}" for i in range(8)]
+    with pytest.raises(InputError, match="input must hold other files than the output's, got"):
+        plan(folder / "out", folder / "out", **fields)
+
+
 def test_a_name_that_says_lance_is_one_dataset_with_the_rows_of_the_parts(
     tmp_path: Path, embed: Embed, plan: Plan
 ) -> None:
