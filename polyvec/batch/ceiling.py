@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from polyvec.batch.trial import WorkerError
 from polyvec.errors import InputError
+
+_REASON = re.compile(r"needs more memory than --memory (\S+) MB")
 
 
 def set_ceiling(megabytes: float) -> None:
@@ -37,3 +40,9 @@ def told(error: Exception, megabytes: float | None) -> Exception:
     if is_memory and megabytes is not None:
         return InputError(f"needs more memory than --memory {megabytes:g} MB")
     return error
+
+
+def is_below(reason: str, megabytes: float | None) -> bool:
+    """Whether ``told`` gave this reason for a ceiling lower than ``megabytes``, of which None is none."""
+    found = _REASON.fullmatch(reason)
+    return found is not None and (megabytes is None or float(found[1]) < megabytes)

@@ -23,9 +23,10 @@ from polyvec.errors import InputError, MissingExtraError, PolyvecError
 
 
 class Place(Protocol):
-    """Where slices run. ``workers`` embed at the same time."""
+    """Where slices run. ``workers`` embed at the same time, each in ``memory_mb`` or, with None, in what there is."""
 
     workers: int
+    memory_mb: float | None
 
     def facts(self, fs: Any, units: Sequence[Unit], job: Job) -> Iterator[list[SliceFacts]]:
         """Yield the facts of the slices of each unit, in order."""
@@ -42,7 +43,7 @@ class Here:
     workers = 1
 
     def __init__(self, *, memory_mb: float | None = None) -> None:
-        self._memory_mb = memory_mb
+        self.memory_mb = memory_mb
         self._worker: Worker | None = None
 
     def facts(self, fs: Any, units: Sequence[Unit], job: Job) -> Iterator[list[SliceFacts]]:
@@ -51,7 +52,7 @@ class Here:
 
     def embed(self, fs: Any, runs: Sequence[Run], job: Job, folder: Folder, schema: Any) -> Iterator[Receipt]:
         for run in runs:
-            self._worker = self._worker or Worker(job, folder, schema, memory_mb=self._memory_mb)
+            self._worker = self._worker or Worker(job, folder, schema, memory_mb=self.memory_mb)
             for work in read_run(fs, run, job):
                 yield self._worker.do(work)
 
@@ -108,7 +109,7 @@ class OnRay:
             raise InputError(
                 f"workers must be at most {most}, what the cluster has of {'GPU' if gpus else 'CPU'}, got {workers}"
             )
-        self._cpus, self._gpus, self._memory_mb, self._cores = cpus, gpus, memory_mb, have.get("CPU", 0)
+        self._cpus, self._gpus, self.memory_mb, self._cores = cpus, gpus, memory_mb, have.get("CPU", 0)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -129,9 +130,9 @@ class OnRay:
             return
         # By value: what an actor is made from must outlive every node, or it could not be made again.
         threads = max(1, int(self._cpus))
-        given = pickle.dumps(_Given(fs, job, folder, schema, threads, self._memory_mb, self._gpus > 0))
+        given = pickle.dumps(_Given(fs, job, folder, schema, threads, self.memory_mb, self._gpus > 0))
         workers = min(self.workers, sum(len(run.parts) for run in runs))
-        resources = {"num_cpus": self._cpus, "num_gpus": self._gpus, "memory": (self._memory_mb or 0) * 2**20}
+        resources = {"num_cpus": self._cpus, "num_gpus": self._gpus, "memory": (self.memory_mb or 0) * 2**20}
         slices = self._items([pickle.dumps((fs, run, job)) for run in runs]).flat_map(_read, num_cpus=0)
         if self._gpus:  # a GPU waits for a core that makes its tokens; a core would only wait for itself
             spare = int(self._cores - workers * self._cpus)

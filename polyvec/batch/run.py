@@ -2,7 +2,8 @@
 
 The folder holds the parts, ``_rejects.jsonl`` and ``_manifest.json``; while a job runs also ``_work`` with receipts,
 what parts lend each other, and trials. A part counts when its receipt is there and its size is the receipt's, or when a
-committed manifest names it. Nothing else is trusted. ``formats`` says how parts lie there.
+committed manifest names it, unless a text of it was set aside for less memory than there is now. Nothing else is
+trusted. ``formats`` says how parts lie there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from polyvec.batch.ceiling import is_below
 from polyvec.batch.engines import Place
 from polyvec.batch.formats import Receipt, format_of
 from polyvec.batch.job import Job, changes
@@ -97,6 +99,11 @@ def prepare(job: Job, output: str, place: Place, *, replace: bool = False) -> Pr
         news = [f"all parts are new: {', '.join(news)}"]
     elif earlier and (fresh := {p.name for p in plan.parts} - set(earlier["plan"])):
         news = [f"input has changed: {len(fresh)} of {len(plan.parts)} parts are new"]
+    again = [n for n, r in done.items() if any(is_below(reject["reason"], place.memory_mb) for reject in r["rejects"])]
+    for name in again:
+        del done[name]
+    if again:
+        news.append(f"more memory: {len(again)} of {len(plan.parts)} parts hold texts that needed it")
     return Prepared(job, folder, fs, plan, done, news)
 
 
@@ -120,9 +127,9 @@ def _done(folder: Folder, plan: Plan, committed: dict[str, Receipt], sizes: dict
     receipts = set(folder.sizes(f"{WORK}/receipts"))
     done = {}
     for part in plan.parts:
-        receipt = committed.get(part.name)
-        if receipt is None and f"{part.name}.json" in receipts:
-            receipt = folder.read_json(receipt_name(part.name))
+        # Newer than the manifest, where a part of a finished job is made again.
+        is_here = f"{part.name}.json" in receipts
+        receipt = folder.read_json(receipt_name(part.name)) if is_here else committed.get(part.name)
         if receipt and sizes.get(receipt["name"]) == receipt["bytes"]:  # both None: a part without rows, in Lance
             done[part.name] = receipt
     return done
@@ -137,8 +144,8 @@ def run(ready: Prepared, place: Place, report: Callable[[Progress], None] = lamb
     names = [part.name for part in plan.parts]
     _check_room(ready)
     try:
-        # What parts lend each other is for the whole plan to say.
-        state = {"identity": job.identity(), "plan": names}
+        # What parts lend each other is for the whole plan to say, and what is too large to be lent for the ceiling.
+        state = {"identity": job.identity(), "plan": names, "memory_mb": place.memory_mb}
         if folder.read_json(_JOB) != state:
             folder.remove(_LENT)
             folder.write_json(_JOB, state)

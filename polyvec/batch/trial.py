@@ -44,9 +44,11 @@ class Trial:
         elif self.losses == _LOSSES:
             self.todo = [[0, len(texts), 0]]
         if self.losses >= _MOST_LOSSES:
+            self.losses = 0  # the next run may have what these lacked
+            self._save()
             raise WorkerError(
-                f"{self._name} lost {self.losses} workers though no text alone ends one; "
-                "raise --memory, or lower --part-rows"
+                f"{self._name} lost {_MOST_LOSSES} workers though no text alone ends one; "
+                "run the same command with fewer --workers or on machines with more memory"
             )
         while True:
             self._search(texts, encode)

@@ -59,9 +59,9 @@ class Worker:
         return self._lend(work) if work.is_lending else self._finish(work)
 
     def _trial(self, work: Work) -> Trial:
-        """Return the trial of the texts of ``work``: a slice that shares other texts since the input has changed
-        has another trial, whose indexes mean other texts."""
-        texts = hashlib.sha256(json.dumps(work.texts()).encode()).hexdigest()[:16]
+        """Return the trial of the texts of ``work`` under this ceiling: a slice that shares other texts since the input
+        has changed has another trial, whose indexes mean other texts."""
+        texts = hashlib.sha256(json.dumps([self._memory_mb, *work.texts()]).encode()).hexdigest()[:16]
         return Trial(self.folder, f"{work.part.name}-{texts}")
 
     def _lend(self, work: Work) -> Receipt:

@@ -18,6 +18,7 @@ import pytest
 import zstandard
 
 from polyvec import Embedder
+from polyvec.batch.ceiling import told
 from polyvec.batch.engines import Here
 from polyvec.batch.job import Job
 from polyvec.batch.run import Prepared, prepare, run
@@ -232,6 +233,42 @@ def test_an_output_that_lies_in_its_input_is_not_read(tmp_path: Path, embed: Emb
     assert embed(folder, folder / "out", **fields).table["id"].to_pylist() == [f"a.jsonl:{i + 1}" for i in range(8)]
     with pytest.raises(InputError, match="input must hold other files than the output's, got"):
         plan(folder / "out", folder / "out", **fields)
+
+
+def test_a_text_that_needed_more_memory_is_tried_again_with_more(
+    tmp_path: Path, new_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Worker._encode
+
+    def needing(self: Worker, texts: list[str]) -> Any:
+        if "large" in texts and self._memory_mb in (50, 100):
+            raise told(MemoryError(), self._memory_mb)
+        return encode(self, texts)
+
+    monkeypatch.setattr(Worker, "_encode", needing)
+    monkeypatch.setattr("polyvec.batch.worker.set_ceiling", lambda megabytes: None)
+    source = write(tmp_path / "in.jsonl", ["large", *"abc", "large", *"defghij"])
+
+    def start(memory_mb: float | None, output: str, parts_done: int = -1) -> tuple[Prepared, Output]:
+        place = Here(memory_mb=memory_mb)
+        ready = prepare(new_job(source), str(tmp_path / output), place)
+        run(ready, place, stop_at(parts_done))
+        return ready, Output(tmp_path / output)
+
+    _, output = start(100, "out")
+    assert [reject["row"] for reject in output.rejects] == ["in.jsonl:1", "in.jsonl:5"]
+    assert output.rejects[0]["reason"] == "needs more memory than --memory 100 MB"
+    assert not start(100, "out")[0].pending and not start(50, "out")[0].pending
+    with pytest.raises(KeyboardInterrupt):
+        start(200, "out", 2)
+    ready, output = start(200, "out")
+    assert ready.news == ["more memory: 1 of 3 parts hold texts that needed it"]  # the other one is done
+    assert output.rejects == [] and len(output.table) == 12
+
+    for parts_done in (0, 1):  # what is lent was too large, then a part of its own
+        with pytest.raises(KeyboardInterrupt):
+            start(100, f"stopped-{parts_done}", parts_done)
+        assert start(None, f"stopped-{parts_done}")[1].rejects == []
 
 
 def test_a_name_that_says_lance_is_one_dataset_with_the_rows_of_the_parts(

@@ -88,6 +88,8 @@ def test_a_slice_that_only_dies_whole_ends_the_job_with_a_sentence(tmp_path: Pat
 
     with pytest.raises(WorkerError, match="lost 12 workers though no text alone ends one"):
         until_it_ends(tmp_path, [f"t{i}" for i in range(8)], encode)
+    results, deaths = until_it_ends(tmp_path, [f"t{i}" for i in range(8)], list)  # with more memory, for one
+    assert len(results) == 8 and deaths == 0
 
 
 def test_a_stop_by_the_user_is_no_loss(tmp_path: Path) -> None:
