@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 
 from polyvec import Embedder
+from polyvec.batch.job import Job
 from polyvec.cli import app
+from polyvec.errors import InputError
 from polyvec.files import read_vectors
 from polyvec.samples import corpus
 from polyvec.text.tokenizer import Tokenizer
@@ -265,6 +267,15 @@ def test_train_adapter_adds_a_task_that_embed_knows(tmp_path: Path, model_folder
         (["embed", "notes.txt", "--model", "nowhere"], "model must be"),
         (["embed", "notes.jsonl", "--column", "body"], "notes.jsonl:1 must have the column 'body'"),
         (["embed", "long.txt", "--no-truncate"], "texts[0] must be at most 8192 tokens"),
+        (["embed", "notes.txt", "-o", "v", "--dedupe", "jbo"], "dedupe must be job or part, got 'jbo'"),
+        (["embed", "notes.txt", "-o", "v", "--part-rows", "0"], "part_rows must be at least 1, got 0"),
+        (["embed", "notes.txt", "-o", "v", "--cpus", "2"], "--cpus needs --cluster, got none"),
+        (["embed", "notes.txt", "-o", "v.npy", "--gpus", "1"], "--gpus needs --cluster, got none"),
+        (["embed", "notes.txt", "-o", "v", "--batch-tokens", "64"], "--batch-tokens needs a file as output, got 'v'"),
+        (
+            ["embed", "notes.txt", "-o", "v", "--cluster", "auto", "--gpus", "1", "--engine", "onnx"],
+            "engine 'onnx' runs on the CPU, got --gpus 1; use --engine torch",
+        ),
         (["search", " ", "notes.txt"], "query must hold text"),
         (["search", "train", "missing.txt"], "missing.txt must be a readable file"),
         (["search", "train", "notes.txt", "--top", "0"], "top must be at least 1"),
@@ -302,3 +313,42 @@ def test_a_cut_text_is_told_on_stderr(tmp_path: Path) -> None:
     result = polyvec("embed", path)
     assert result.stderr.startswith("warning: 1 of 1 texts were longer than 8192 tokens")
     assert len(json.loads(result.stdout)["embedding"]) == 384
+
+
+@pytest.mark.parametrize(
+    ("options", "engine"),
+    [
+        (("--gpus", "0.5"), "torch"),
+        (("--gpus", "1", "--engine", "torch-float8"), "torch-float8"),
+        (("--engine", "torch"), "torch"),
+    ],
+)
+def test_a_job_opens_the_engine_that_its_options_ask_for(
+    tmp_path: Path, mini: Embedder, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], engine: str
+) -> None:
+    opened, jobs = [], []
+
+    def prepare(job: Job, *_: object, **__: object) -> None:
+        jobs.append(job)
+        raise InputError("enough")
+
+    monkeypatch.setattr("polyvec.cli.batch.Embedder", lambda _, *, engine, **__: opened.append(engine) or mini)
+    monkeypatch.setattr("polyvec.cli.batch._place", lambda *_: None)
+    monkeypatch.setattr("polyvec.batch.run.prepare", prepare)
+    polyvec("embed", "notes.txt", "-o", tmp_path / "v", "--cluster", "auto", *options, code=2)
+    assert opened == [job.engine for job in jobs] == [engine]
+
+
+def test_a_job_keeps_the_engine_it_began_with_where_another_is_faster(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.txt").write_text("one\ntwo\n")
+    command = ("embed", tmp_path / "notes.txt", "-o", tmp_path / "v", "--model", model_folder)
+    faster = "polyvec.inference.engines.opening.faster_precision"
+    monkeypatch.setattr(faster, lambda *_, **__: "fp32")
+    polyvec(*command)
+    monkeypatch.setattr(faster, lambda *_, **__: "int8")
+    assert "1 of 1 parts are finished" in polyvec(*command).stderr
+    assert json.loads(polyvec(*command, "--dry-run").stdout)["parts_to_do"] == 0
+    refused = polyvec(*command, "--engine", "onnx-int8", code=2)
+    assert "with other engine from 'onnx' to 'onnx-int8'" in refused.stderr

@@ -77,17 +77,18 @@ def test_a_job_reads_and_writes_by_url_and_gives_the_bytes_of_a_local_one(
     client.download_file(BUCKET, "in/a.jsonl", str(tmp_path / "in" / "a.jsonl"))
     options = ("--model", model_folder, "--engine", "onnx", "--part-rows", 8)
     polyvec({}, "embed", tmp_path / "in", "-o", tmp_path / "out", *options)
-    summary = json.loads(polyvec(environment, "embed", f"s3://{BUCKET}/in", "-o", f"s3://{BUCKET}/out", *options))
+    summary = json.loads(polyvec(environment, "embed", f"s3://{BUCKET}/in", "-o", f"s3://{BUCKET}/in/out", *options))
     assert summary["rows"] == 20 and summary["parts"] == 3
     local = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("part-*")}
-    remote = {Path(key).name: key for key in keys(client, "out/part-")}
+    remote = {Path(key).name: key for key in keys(client, "in/out/part-")}
     assert {n: client.get_object(Bucket=BUCKET, Key=k)["Body"].read() for n, k in remote.items()} == local
-    assert not keys(client, "out/_work/")
-    before = client.list_objects_v2(Bucket=BUCKET, Prefix="out/part-")["Contents"]
-    polyvec(environment, "embed", f"s3://{BUCKET}/in", "-o", f"s3://{BUCKET}/out", *options)
-    assert client.list_objects_v2(Bucket=BUCKET, Prefix="out/part-")["Contents"] == before
+    assert not keys(client, "in/out/_work/")
+    before = client.list_objects_v2(Bucket=BUCKET, Prefix="in/out/part-")["Contents"]
+    # The output lies in the input, and is none of it.
+    polyvec(environment, "embed", f"s3://{BUCKET}/in", "-o", f"s3://{BUCKET}/in/out", *options)
+    assert client.list_objects_v2(Bucket=BUCKET, Prefix="in/out/part-")["Contents"] == before
 
-    polyvec(environment, "embed", f"s3://{BUCKET}/in", "-o", f"s3://{BUCKET}/v.lance", *options)
+    polyvec(environment, "embed", f"s3://{BUCKET}/in/a.jsonl", "-o", f"s3://{BUCKET}/v.lance", *options)
     assert len(keys(client, "v.lance/data/")) == 3
     polyvec(environment, "embed", f"s3://{BUCKET}/v.lance", "--column", "id", "-o", f"s3://{BUCKET}/again", *options)
     again = [client.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in keys(client, "again/part-")]

@@ -87,6 +87,10 @@ class OnRay:
         gpus: float = 0,
         memory_mb: float | None = None,
     ) -> None:
+        if workers is not None and workers < 1:
+            raise InputError(f"workers must be at least 1, got {workers}")
+        if min(cpus, gpus) < 0 or not cpus and not gpus:
+            raise InputError(f"a worker must have cores or a share of a GPU, got --cpus {cpus:g} and --gpus {gpus:g}")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "3")  # tries to connect; Ray's 20 take ten minutes
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from polyvec.errors import InputError
 from polyvec.files import Stamp
 from polyvec.inference.late_chunking import LateChunking
 
@@ -33,6 +34,12 @@ class Job:
     part_rows: int = 8192
     dedupe: str = "job"  # duplicates are embedded once in the whole job, or once in each part
     stamp: Stamp = field(default_factory=dict)  # of the vectors, with the hash of the model's weights
+
+    def __post_init__(self) -> None:
+        if self.part_rows < 1:
+            raise InputError(f"part_rows must be at least 1, got {self.part_rows}")
+        if self.dedupe not in ("job", "part"):
+            raise InputError(f"dedupe must be job or part, got {self.dedupe!r}")
 
     def columns(self) -> list[str]:
         """Return the columns that are read."""

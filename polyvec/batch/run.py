@@ -8,6 +8,7 @@ trusted. ``formats`` says how parts lie there.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -63,9 +64,12 @@ class Prepared:
         return [part for part in self.plan.parts if part.name not in self.done]
 
 
-def prepare(job: Job, output: str, place: Place, *, replace: bool = False) -> Prepared:
+def prepare(
+    job: Job, output: str, place: Place, *, replace: bool = False, is_engine_measured: bool = False
+) -> Prepared:
     """Return the job with its plan, after every check that needs no model.
 
+    An engine that was only measured here, and not asked for, gives way to the one with which the folder was begun.
     Raises ``InputError`` for an input that cannot be read, and for a folder that holds something else: vectors of
     another model or of other options, which only ``replace`` lets go.
     """
@@ -84,6 +88,8 @@ def prepare(job: Job, output: str, place: Place, *, replace: bool = False) -> Pr
         foreign += [*names, *sizes]
     if foreign:
         raise InputError(f"output must be a new folder or one of an earlier job, got {output} with {min(foreign)}")
+    if is_engine_measured and earlier and {**earlier["identity"], "engine": job.engine} == job.identity():
+        job = dataclasses.replace(job, engine=earlier["identity"]["engine"])
     news = changes(earlier["identity"], job.identity()) if earlier else []
     if news and not replace:
         raise InputError(

@@ -53,26 +53,35 @@ def embed_folder(
     """Run ``job`` into the folder ``output`` and print its summary, or only what it would take."""
     if cluster is not None and not is_folder(output):
         raise InputError(f"output of a job on a cluster must be a folder, got {output!r}; leave the suffix out")
-    embedder = Embedder(job.model, engine=job.engine, threads=int(cpus) if cluster else None)
+    if gpus and job.engine == "auto":
+        job = replace(job, engine="torch")
+    if gpus and job.engine.startswith("onnx"):
+        raise InputError(f"engine {job.engine!r} runs on the CPU, got --gpus {gpus:g}; use --engine torch")
+    is_measured = job.engine == "auto"
+    threads = max(1, int(cpus)) if cluster else None
+    embedder = Embedder(job.model, engine=job.engine, threads=threads)
     stamp = make_stamp(embedder, task=job.task, dimensions=job.dimensions, dtype=job.dtype)
     # Every option is checked here, before anything is read; and each machine runs the engine that this one chose.
     embedder.encode_stream(
         [], task=job.task, dimensions=job.dimensions, dtype=job.dtype, late_chunking=job.late_chunking
     )
-    engine = "torch" if embedder.engine.name.startswith("torch") else embedder.engine.name.removesuffix("-float32")
-    job = replace(job, engine=engine, stamp=stamp)
+    if is_measured:
+        chosen = embedder.engine.name
+        job = replace(job, engine="torch" if chosen.startswith("torch") else chosen.removesuffix("-float32"))
+    job = replace(job, stamp=stamp)
+    del embedder  # its memory is the workers'
     place = _place(cluster, workers, cpus, gpus, memory)
     from polyvec.batch.run import prepare, run
 
-    ready = prepare(job, output, place, replace=replace_other)
+    ready = prepare(job, output, place, replace=replace_other, is_engine_measured=is_measured)
     for sentence in ready.news:
         typer.echo(sentence, err=True)
     if dry_run:
         from polyvec.batch.estimate import estimate
 
+        embedder = Embedder(job.model, engine=ready.job.engine, threads=threads)
         typer.echo(json.dumps(estimate(ready, embedder, place.workers), indent=1))
         return
-    del embedder  # its memory is the workers'
     if ready.done:
         typer.echo(f"{len(ready.done)} of {len(ready.plan.parts)} parts are finished", err=True)
     started = time.monotonic()
@@ -121,3 +130,9 @@ def check_file_options(output: str, **given: object) -> None:
             f"--{wrong[0].replace('_', '-')} needs a folder as output, got {output!r}, "
             f"not a file ending in {', '.join(VECTOR_SUFFIXES)}"
         )
+
+
+def check_cluster_options(cluster: str | None, **given: object) -> None:
+    """Raise ``InputError`` for an option that only the workers of a cluster have."""
+    if cluster is None and (wrong := [name for name, value in given.items() if value is not None]):
+        raise InputError(f"--{wrong[0]} needs --cluster, got none; a process alone takes what its machine has")

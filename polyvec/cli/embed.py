@@ -10,8 +10,9 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from polyvec.cli.batch import check_file_options, embed_folder, is_folder, parse_chunking
+from polyvec.cli.batch import check_cluster_options, check_file_options, embed_folder, is_folder, parse_chunking
 from polyvec.cli.common import Column, Dimensions, EngineName, Model, TaskName, make_stamp, plain_errors
+from polyvec.errors import InputError
 from polyvec.files import json_line, read_records, vector_writer
 from polyvec.inference.embedder import Embedder
 from polyvec.streams import paired
@@ -36,7 +37,7 @@ def embed(
     dtype: Annotated[str, typer.Option(help="float32, float16, int8, binary or ubinary.")] = "float32",
     column: Column = "text",
     truncate: Annotated[bool, typer.Option(help="Cut texts beyond the context, with a warning.")] = True,
-    batch_tokens: Annotated[int | None, typer.Option(help="Tokens in a batch; by default the fastest.")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Tokens in a file's batch; by default the fastest.")] = None,
     model: Model = None,
     engine: EngineName = "auto",
     id_column: Annotated[
@@ -54,8 +55,10 @@ def embed(
     workers: Annotated[
         int | None, typer.Option(help="Models at work on the cluster; as many as fit.", rich_help_panel=_JOB)
     ] = None,
-    cpus: Annotated[float, typer.Option(help="Cores of a worker.", rich_help_panel=_JOB)] = 1,
-    gpus: Annotated[float, typer.Option(help="GPUs of a worker; 0.5 shares one.", rich_help_panel=_JOB)] = 0,
+    cpus: Annotated[float | None, typer.Option(help="Cores of a worker; 1 if left out.", rich_help_panel=_JOB)] = None,
+    gpus: Annotated[
+        float | None, typer.Option(help="GPUs of a worker, none if left out; 0.5 shares one.", rich_help_panel=_JOB)
+    ] = None,
     memory: Annotated[
         float | None,
         typer.Option(help="MB that a worker may write to; a text that needs more is set aside.", rich_help_panel=_JOB),
@@ -76,7 +79,12 @@ def embed(
 
     Into a folder it is a job: it goes on where it stopped, does nothing twice, and sets aside rows that have no text.
     """
+    check_cluster_options(cluster, cpus=cpus, gpus=gpus)
     if cluster is not None or is_folder(output):
+        if batch_tokens is not None:
+            raise InputError(
+                f"--batch-tokens needs a file as output, got {output!r}; a job has the batches of its engine"
+            )
         from polyvec.batch.job import Job
 
         job = Job(
@@ -85,8 +93,8 @@ def embed(
             truncate=truncate, part_rows=part_rows, dedupe=dedupe,
         )  # fmt: skip
         embed_folder(
-            job, output, cluster=cluster, workers=workers, cpus=cpus, gpus=gpus, memory=memory, replace_other=replace,
-            dry_run=dry_run,
+            job, output, cluster=cluster, workers=workers, cpus=1 if cpus is None else cpus, gpus=gpus or 0,
+            memory=memory, replace_other=replace, dry_run=dry_run,
         )  # fmt: skip
         return
     check_file_options(

@@ -89,3 +89,16 @@ def own_signals() -> Iterator[None]:
 def test_a_cluster_that_is_not_there_is_one_sentence(address: str) -> None:
     with pytest.raises(InputError, match="cluster must be reachable, got .*; start one with: ray start --head"):
         OnRay(address)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 0}, "workers must be at least 1, got 0"),
+        ({"cpus": 0}, "a worker must have cores or a share of a GPU, got --cpus 0 and --gpus 0"),
+        ({"gpus": -1}, "a worker must have cores or a share of a GPU, got --cpus 1 and --gpus -1"),
+    ],
+)
+def test_workers_of_nothing_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        OnRay("auto", **options)
