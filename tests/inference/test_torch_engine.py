@@ -28,8 +28,7 @@ def batch_of(lengths: list[int], task: int) -> Batch:
     return Batch.of([rng.integers(4, 500, n, dtype=np.int32) for n in lengths], [task] * len(lengths))
 
 
-@pytest.mark.parametrize("first", [0, 1, 9])
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize(("backend", "first"), [("eager", 0), ("eager", 1), ("eager", 9), ("aot_eager", 0)])
 def test_layers_are_compiled_once_for_every_shape_and_once_more_for_adapters(backend: str, first: int) -> None:
     torch._dynamo.reset()  # type: ignore[no-untyped-call]
     counter = CompileCounterWithBackend(backend)
