@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -20,18 +21,31 @@ def add_vectors(index: Index, location: str, *, column: str = "text") -> int:
     """Add the rows of a job's output to a database, part by part, and return how many were new.
 
     ``column`` is the text, which the job must have kept. A row's id is its source. Parts that are there already are
-    left out. Raises ``InputError`` for vectors of another model, task or width, or of few bits.
+    left out; one that a changed input made anew replaces its ids. Raises ``InputError`` for vectors of another model,
+    task or width, or of few bits, and for an id that the database has from another folder or part.
     """
     output = Output(location)
     _check(index, output, column)
-    known = set(index.store.sources().values())
+    folder = os.path.normpath(output.folder.path)
+    parts = {f"{folder} {receipt['part']}" for receipt in output.manifest["parts"]}
+    is_chunked = output.manifest["job"]["late_chunking"] is not None
+    known = index.store.sources()  # the digest of an id is its folder and part
     count = 0
     for name, table in output.tables():
-        if name in known or not table.num_rows:
+        ids = dict.fromkeys(map(str, table["id"].to_pylist()), f"{folder} {name}")
+        if all(known.get(i, "").rpartition(" ")[2] == name for i in ids):
             continue
+        for i in ids:
+            if i in known and (known[i] in parts or known[i].rpartition(" ")[0] != folder):
+                raise InputError(
+                    f"ids of vectors must tell all rows of a database apart, got {i!r} in {folder} {name} and in "
+                    f"{known[i]}; embed with --id and a column without repeats, or index into another database"
+                )
         vectors = as_unit(vectors_of(table), output.stamp["dtype"])
-        passages = [_passage(row, column) for row in table.drop_columns(["embedding"]).to_pylist()]
-        index.store.write(passages, np.asarray(vectors), {passage.source: name for passage in passages})
+        rows = table.drop_columns(["embedding"]).to_pylist()
+        passages = [_passage(row, column, is_chunked=is_chunked) for row in rows]
+        index.store.write(passages, np.asarray(vectors), ids)
+        known |= ids
         count += len(passages)
     index.store.optimize()
     return count
@@ -41,10 +55,11 @@ def _check(index: Index, output: Output, column: str) -> None:
     stamp, store = output.stamp, index.store.stamp
     found = (stamp["weights"], stamp["task"], stamp["dimensions"])
     wanted = (store["weights"], _TASK, store["dimensions"])
-    for what, got, need in zip(("weights", "task", "dimensions"), found, wanted, strict=True):
+    options = ("model", "task", "dimensions")
+    for what, option, got, need in zip(("weights", "task", "dimensions"), options, found, wanted, strict=True):
         if got != need:
             raise InputError(
-                f"vectors must have the {what} of the database, {need}, got {got}; embed again with --{what}"
+                f"vectors must have the {what} of the database, {need}, got {got}; embed again with --{option}"
             )
     if stamp["dtype"] not in ("float32", "float16"):
         raise InputError(f"vectors must be float32 or float16 to be searched, got {stamp['dtype']}; see --dtype")
@@ -52,11 +67,10 @@ def _check(index: Index, output: Output, column: str) -> None:
         raise InputError(f"vectors must keep their texts under {column!r}, got none; embed with --keep {column}")
 
 
-def _passage(row: dict[str, Any], column: str) -> Passage:
-    start = row.get("start") or 0
+def _passage(row: dict[str, Any], column: str, *, is_chunked: bool) -> Passage:
     text = row[column]
-    end = row["end"] if row.get("end") is not None else len(text)
-    own = ("id", column, "num_tokens", "truncated", "chunk", "start", "end")
+    start, end = (row["start"], row["end"]) if is_chunked else (0, len(text))
+    own = ("id", column, "num_tokens", "truncated", *(("chunk", "start", "end") if is_chunked else ()))
     rest = {key: str(value) for key, value in row.items() if key not in own and value is not None}
     line = 1 + text.count("\n", 0, start)
     return Passage(

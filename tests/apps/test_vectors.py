@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,14 @@ TEXTS = ["The train is late.", "A cat sleeps. It dreams.", "Bread needs flour.",
 
 @pytest.fixture
 def embed(tmp_path: Path, embedder: Embedder) -> Callable[..., str]:
-    def start(**fields: Any) -> str:
-        source, output = tmp_path / "in.txt", str(tmp_path / "out")
-        source.write_text("".join(f"{text}\n" for text in TEXTS))
+    def start(
+        texts: list[str] = TEXTS, rows: list[dict[str, Any]] | None = None, into: str = "out", **fields: Any
+    ) -> str:
+        source, output = tmp_path / "in.txt", str(tmp_path / into)
+        source.write_text("".join(f"{text}\n" for text in texts))
+        if rows is not None:
+            source = tmp_path / "in.jsonl"
+            source.write_text("".join(json.dumps(row) + "\n" for row in rows))
         options = {"task": "retrieval.passage", "keep": ("text",), "part_rows": 2, **fields}
         names = ("task", "dimensions", "dtype")
         stamp = make_stamp(
@@ -65,6 +71,49 @@ def test_chunks_become_passages_with_their_characters(
     assert add_vectors(index, embed(late_chunking="sentence")) == 6
     hit = index.search("dreams", mode="text")[0].passage
     assert (hit.source, hit.text.strip(), hit.end) == ("in.txt:2", "It dreams.", 24)
+
+
+def test_a_changed_input_is_an_update_and_another_folder_takes_no_id(
+    tmp_path: Path, embed: Callable[..., str], embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = Index(tmp_path / "db", embedder, create=True)
+    add_vectors(index, embed())
+    changed = [*TEXTS[:2], "Milk.", *TEXTS[3:]]
+    embed(changed)
+    monkeypatch.chdir(tmp_path)
+    assert (add_vectors(index, "db/../out"), len(index.store)) == (2, 5)  # the one part that is new
+    assert not index.search("flour", mode="text") and index.search("milk", mode="text")
+    embed()
+    assert (add_vectors(index, "out"), add_vectors(index, "out")) == (2, 0)
+    assert index.search("flour", mode="text")
+    other = embed(["The next month.", *TEXTS[1:]], into="next")
+    with pytest.raises(InputError, match=rf"got 'in.txt:1' in {other} part-\w+ and in {tmp_path}/out part-\w+; embed"):
+        add_vectors(index, other)
+    assert len(index.store) == 5 and not index.search("month", mode="text")
+
+
+def test_an_id_that_two_parts_have_is_refused(tmp_path: Path, embed: Callable[..., str], embedder: Embedder) -> None:
+    rows = [{"id": i, "text": text} for i, text in zip((1, 2, 3, 2), TEXTS, strict=False)]
+    output = embed(rows=rows, id_column="id")
+    with pytest.raises(InputError, match=r"must tell all rows of a database apart, got '2' in .*; embed with --id"):
+        add_vectors(Index(tmp_path / "db", embedder, create=True), output)
+
+
+def test_columns_called_start_and_end_are_none_of_a_chunk(
+    tmp_path: Path, embed: Callable[..., str], embedder: Embedder
+) -> None:
+    index = Index(tmp_path / "db", embedder, create=True)
+    add_vectors(index, embed(rows=[{"text": TEXTS[0], "start": 4, "end": 9}], keep=("text", "start", "end")))
+    (hit,) = index.search("train", mode="text")
+    assert (hit.passage.text, hit.passage.start, hit.passage.end) == (TEXTS[0], 0, len(TEXTS[0]))
+    assert hit.passage.metadata == {"start": "4", "end": "9"}
+
+
+def test_vectors_of_another_model_are_refused_with_its_option(
+    tmp_path: Path, embed: Callable[..., str], embedder: Embedder, mini: Embedder
+) -> None:
+    with pytest.raises(InputError, match="the weights of the database, .*; embed again with --model"):
+        add_vectors(Index(tmp_path / "db", mini, create=True), embed())
 
 
 @pytest.mark.parametrize(
