@@ -7,6 +7,7 @@ A vector file carries a stamp of what made its vectors: in the metadata of Parqu
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,8 +24,9 @@ from polyvec.errors import InputError, MissingExtraError
 Record = dict[str, Any]
 Stamp = dict[str, Any]
 
-TEXT_SUFFIXES = (".txt", ".md", ".rst")
+TEXT_ENCODING = "utf-8-sig"  # UTF-8; the mark that Excel and others put before it is not text
 CSV_SUFFIXES = (".csv", ".tsv")
+TEXT_SUFFIXES = (".txt", ".md", ".rst")
 TABLE_SUFFIXES = (".jsonl", *CSV_SUFFIXES, ".parquet")
 VECTOR_SUFFIXES = (".jsonl", ".parquet", ".npy")
 _STAMP_KEY = b"polyvec"
@@ -37,20 +39,22 @@ def read_records(path: Path | None, *, column: str = "text") -> Iterator[Record]
     ``.jsonl``: an object or a string a line; ``.csv`` and ``.tsv`` with a header; ``.parquet``; any other file: a text
     a line. Raises ``InputError`` naming file and row for what cannot be read or has no such column.
     """
-    if path is None:
-        yield from _raised(text_rows(sys.stdin, "stdin", suffix=".txt", column=column))
-        return
-    suffix = path.suffix.lower()
+    name = "stdin" if path is None else str(path)
+    suffix = ".txt" if path is None else path.suffix.lower()
     try:
-        if suffix == ".parquet":
-            yield from _raised(parquet_rows(path, str(path), column=column))
-            return
-        with path.open(encoding="utf-8", newline="" if suffix in CSV_SUFFIXES else None) as file:
-            yield from _raised(text_rows(file, str(path), suffix=suffix, column=column))
+        if path is None:
+            if isinstance(sys.stdin, io.TextIOWrapper):  # as files are read, whatever the locale says
+                sys.stdin.reconfigure(encoding=TEXT_ENCODING)
+            yield from _raised(text_rows(sys.stdin, name, suffix=suffix, column=column))
+        elif suffix == ".parquet":
+            yield from _raised(parquet_rows(path, name, column=column))
+        else:
+            with path.open(encoding=TEXT_ENCODING, newline="" if suffix in CSV_SUFFIXES else None) as file:
+                yield from _raised(text_rows(file, name, suffix=suffix, column=column))
     except UnicodeDecodeError as error:
-        raise _not_text(path, error) from error
+        raise _not_text(name, error) from error
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(name, error) from error
 
 
 def _raised(rows: Iterator[Record | InputError]) -> Iterator[Record]:
@@ -87,16 +91,22 @@ def _json_rows(file: IO[str], name: str, column: str) -> Iterator[Record | Input
 
 def _csv_rows(file: IO[str], name: str, column: str, delimiter: str) -> Iterator[Record | InputError]:
     csv.field_size_limit(2**31 - 1)  # the default refuses fields beyond 128 kB
-    reader = csv.DictReader(file, delimiter=delimiter)
+    # Without strict, a quote that nobody closes takes the rows that follow into its field.
+    reader = csv.DictReader(file, delimiter=delimiter, strict=True)
     while True:
         try:
             row = dict(next(reader))
         except StopIteration:
             return
         except csv.Error as error:
-            yield InputError(f"{name}:{reader.line_num} must be CSV, got {error}")
+            yield InputError(f"{name}:{reader.line_num + 1} must be CSV, got {error}")  # the line it begins on
         else:
-            yield _checked(row, name, reader.line_num, column)
+            if any(row.pop(None, ())):  # what lies beyond the header's columns
+                yield InputError(
+                    f"{name}:{reader.line_num} must have a value a column, got more; quote values that hold a delimiter"
+                )
+            else:
+                yield _checked(row, name, reader.line_num, column)
 
 
 def parquet_rows(
@@ -130,12 +140,12 @@ def column_names(path: Path) -> list[str]:
     if path.suffix.lower() == ".parquet":
         return parquet_columns(path, str(path))
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding=TEXT_ENCODING, newline="") as file:
             return text_columns(file.readline(), str(path), suffix=path.suffix.lower())
     except UnicodeDecodeError as error:
-        raise _not_text(path, error) from error
+        raise _not_text(str(path), error) from error
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(str(path), error) from error
 
 
 def text_columns(line: str, name: str, *, suffix: str) -> list[str]:
@@ -373,19 +383,19 @@ def _pyarrow() -> tuple[Any, Any]:
     return pa, pq
 
 
-def _not_text(path: Path, error: UnicodeDecodeError) -> InputError:
-    return InputError(f"{path} must be UTF-8 text, got byte {error.object[error.start]:#x} at {error.start}")
+def _not_text(name: str, error: UnicodeDecodeError) -> InputError:
+    return InputError(f"{name} must be UTF-8 text, got byte {error.object[error.start]:#x} at {error.start}")
 
 
-def _unreadable(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path} must be a readable file, got: {error.strerror or error}")
+def _unreadable(name: str, error: OSError) -> InputError:
+    return InputError(f"{name} must be a readable file, got: {error.strerror or error}")
 
 
 def read_text(path: Path) -> str:
     """Return the whole text of a UTF-8 file."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding=TEXT_ENCODING)
     except UnicodeDecodeError as error:
-        raise _not_text(path, error) from error
+        raise _not_text(str(path), error) from error
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(str(path), error) from error

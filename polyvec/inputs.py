@@ -13,6 +13,7 @@ from polyvec.errors import InputError, MissingExtraError
 from polyvec.files import (
     CSV_SUFFIXES,
     TABLE_SUFFIXES,
+    TEXT_ENCODING,
     TEXT_SUFFIXES,
     Record,
     checked_rows,
@@ -73,7 +74,7 @@ class InputFile:
         import io
 
         stream = fs.open_input_stream(self.path, compression=_COMPRESSED.get(Path(self.path).suffix))
-        return io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline=newline)
+        return io.TextIOWrapper(stream, encoding=TEXT_ENCODING, errors="surrogateescape", newline=newline)
 
 
 def input_files(source: str) -> list[InputFile]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from polyvec import files
 from polyvec.errors import InputError
-from polyvec.files import read_records, read_vectors, vector_writer
+from polyvec.files import check_same_model, column_names, read_records, read_vectors, vector_writer
+from polyvec.inputs import read_input
 
 STAMP = {"weights": "abc", "dimensions": 16, "dtype": "float32"}
 
@@ -21,12 +25,30 @@ STAMP = {"weights": "abc", "dimensions": 16, "dtype": "float32"}
         ("a.jsonl", '{"text": "one"}\n"two"\n', ["one", "two"]),
         ("a.csv", 'id,text\n1,"one\nline"\n2,two\n', ["one\nline", "two"]),
         ("a.tsv", "text\tid\none\t1\n", ["one"]),
+        ("a.csv", 'text,id\n5" disk,1,\n', ['5" disk']),
+        ("a.txt", "\ufeffone\n", ["one"]),
+        ("a.jsonl", '\ufeff"one"\n', ["one"]),
+        ("a.csv", "\ufefftext,id\none,1\n", ["one"]),
     ],
 )
 def test_every_format_gives_its_texts(tmp_path: Path, name: str, content: str, texts: list[str]) -> None:
     path = tmp_path / name
     path.write_text(content, encoding="utf-8")
-    assert [r["text"] for r in read_records(path)] == texts
+    assert [r["text"] for r in read_records(path)] == [r["text"] for r in read_input(str(path), column="text")] == texts
+
+
+def test_a_byte_order_mark_is_in_no_column_name(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("\ufefftext,id\n", encoding="utf-8")
+    assert column_names(tmp_path / "a.csv") == ["text", "id"]
+
+
+def test_stdin_is_read_as_a_file_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for data, texts in ((b"\xef\xbb\xbfone\n\ntwo", ["one", "", "two"]), ("Käse\n".encode(), ["Käse"])):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="latin-1"))
+        assert [r["text"] for r in read_records(None)] == texts
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("Käse".encode("latin-1")), encoding="utf-8"))
+    with pytest.raises(InputError, match="stdin must be UTF-8 text, got byte 0xe4 at 1"):
+        list(read_records(None))
 
 
 def test_parquet_gives_its_texts_and_keeps_other_columns(tmp_path: Path) -> None:
@@ -46,6 +68,9 @@ def test_parquet_gives_its_texts_and_keeps_other_columns(tmp_path: Path) -> None
         ("a.jsonl", b"[1]\n", r"a\.jsonl:1 must be a JSON object or string, got list"),
         ("a.jsonl", b'{"text": null}\n', r"a\.jsonl:1: 'text' must be a text, got NoneType"),
         ("a.csv", b"id\n1\n", r"a\.csv:2 must have the column 'text', got id"),
+        ("a.csv", b'text\n"one\ntwo\nthree\n', r"a\.csv:2 must be CSV, got unexpected end of data"),
+        ("a.tsv", b'text\tid\n"One" she said\t1\n', r"a\.tsv:2 must be CSV, got '\t' expected after '\"'"),
+        ("a.csv", b"text,id\none, two,1\n", r"a\.csv:2 must have a value a column, got more; quote values"),
         ("a.txt", b"ok\n\xff\n", r"a\.txt must be UTF-8 text, got byte 0xff"),
         ("a.parquet", b"PAR?", r"a\.parquet must be a readable Parquet file"),
         ("missing.txt", None, r"missing\.txt must be a readable file, got: No such file"),

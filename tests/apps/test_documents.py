@@ -60,6 +60,13 @@ def test_html_is_its_visible_blocks(tmp_path: Path) -> None:
     assert document.headings == [(8, "The late train")]
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_bytes(b"\xef\xbb\xbf# One\n")
+    (document,) = read_documents(path)
+    assert (document.text, document.headings) == ("# One\n", [(0, "One")])
+
+
 def test_html_is_read_in_the_encoding_it_declares(tmp_path: Path) -> None:
     path = tmp_path / "a.html"
     path.write_bytes('<meta charset="iso-8859-1"><p>Käse</p>'.encode("latin-1"))
