@@ -25,7 +25,6 @@ Record = dict[str, Any]
 Stamp = dict[str, Any]
 
 TEXT_ENCODING = "utf-8-sig"  # UTF-8; the mark that Excel and others put before it is not text
-CSV_SUFFIXES = (".csv", ".tsv")
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 TABLE_SUFFIXES = (".jsonl", *CSV_SUFFIXES, ".parquet")
 VECTOR_SUFFIXES = (".jsonl", ".parquet", ".npy")
@@ -196,7 +195,8 @@ class VectorFile(Protocol):
 def vector_writer(path: Path, stamp: Stamp) -> Iterator[VectorFile]:
     """Yield a writer of records with their vectors to ``.jsonl``, ``.parquet`` or ``.npy`` (vectors alone), row by row.
 
-    The file takes its name when the context ends well, and nothing is left when it does not.
+    The vector replaces an ``embedding`` that a record has. The file takes its name when the context ends well, and
+    nothing is left when it does not.
     """
     formats: dict[str, Callable[[Path, Stamp], VectorFile]] = {
         ".jsonl": _JsonlFile, ".parquet": _ParquetFile, ".npy": _NpyFile,
@@ -204,8 +204,7 @@ def vector_writer(path: Path, stamp: Stamp) -> Iterator[VectorFile]:
     suffix = path.suffix.lower()
     if suffix not in formats:
         raise InputError(f"output must end in {', '.join(formats)}, got {path.name!r}")
-    if not path.parent.is_dir():
-        raise InputError(f"output folder must exist, got {path.parent}; create it first")
+    check_output(path)
     with whole_file(path) as partial:
         file = formats[suffix](partial, stamp)
         is_whole = False
@@ -257,37 +256,76 @@ class _NpyFile:
 
 class _ParquetFile:
     def __init__(self, path: Path, stamp: Stamp) -> None:
-        self._pq = _pyarrow()[1]
+        self._pa, self._pq = _pyarrow()
+    """Columns and types are known with the last row: where later rows need others, the earlier ones are rewritten."""
+
         self._path, self._stamp = path, stamp
         self._rows: list[Record] = []
         self._vectors: list[NDArray[Any]] = []
         self._writer: Any = None
-        self._schema: Any = None  # of the records, from the first rows on
+        self._num_written = 0
 
     def write(self, record: Record, vector: NDArray[Any]) -> None:
-        self._rows.append(record)
+        self._rows.append({name: value for name, value in record.items() if name != "embedding"})
         self._vectors.append(vector)
         if len(self._rows) == _PARQUET_ROWS:
             self._flush()
 
     def _flush(self) -> None:
-        table = vector_table(self._rows, self._vectors, self._stamp, schema=self._schema)
-        self._schema = table.schema.remove(table.schema.get_field_index("embedding"))
-        if self._writer is None:
-            self._writer = self._pq.ParquetWriter(self._path, table.schema, compression="zstd")
-        self._writer.write_table(table)
+        first, self._num_written = self._num_written + 1, self._num_written + len(self._rows)
+        try:
+            table = vector_table(self._rows, self._vectors, self._stamp, schema=_record_schema(self._rows))
+            self._widen(table.schema)
+            self._append(table)
+        except (self._pa.ArrowException, OverflowError) as error:
+            raise InputError(
+                f"a column of Parquet must have one type, got in rows {first} to {self._num_written}: {error}; "
+                "write .jsonl, where each value has its own"
+            ) from error
         self._rows, self._vectors = [], []
 
     def close(self, *, whole: bool) -> None:
         if whole and (self._rows or self._writer is None):
+    def _widen(self, schema: Any) -> None:
+        """Make room for rows of ``schema``."""
+        if self._writer is None:
+            self._writer = self._pq.ParquetWriter(self._path, schema, compression="zstd")
+            return
+        wider = self._pa.unify_schemas([self._writer.schema, schema], promote_options="permissive")
+        if wider == self._writer.schema:
+            return
+        self._writer.close()
+        narrow = self._path.replace(self._path.with_suffix(".narrow"))
+        try:
+            self._writer = self._pq.ParquetWriter(self._path, wider, compression="zstd")
+            with self._pq.ParquetFile(narrow) as file:
+                for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
+                    self._append(self._pa.Table.from_batches([batch]))
+        finally:
+            narrow.unlink()
+
+    def _append(self, table: Any) -> None:
+        like = self._writer.schema.empty_table()
+        self._writer.write_table(self._pa.concat_tables([like, table], promote_options="permissive"))
+
             self._flush()
         if self._writer is not None:
             self._writer.close()
 
 
-def vector_table(
-    records: Sequence[Record], vectors: Sequence[NDArray[Any]], stamp: Stamp, *, schema: Any = None
-) -> Any:
+def _record_schema(records: Sequence[Record]) -> Any:
+    """Return the Arrow schema of all columns that one of the records has."""
+    pa, _ = _pyarrow()
+    fields = []
+    for name in dict.fromkeys(name for record in records for name in record):
+        try:
+            fields.append(pa.field(name, pa.array([record.get(name) for record in records]).type))
+        except (pa.ArrowException, OverflowError) as error:
+            raise pa.ArrowInvalid(f"{name}: {error}") from error
+    return pa.schema(fields)
+
+
+def vector_table(records: Sequence[Record], vectors: Sequence[NDArray[Any]], stamp: Stamp, *, schema: Any) -> Any:
     """Return an Arrow table of records with their vectors (M,) under ``embedding``, and the stamp in its metadata.
 
     ``schema`` is that of the records, found from them if left out.

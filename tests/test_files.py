@@ -106,6 +106,45 @@ def test_vectors_come_back_bit_for_bit(tmp_path: Path, suffix: str, dtype: str) 
     assert records == ([] if suffix == ".npy" else [{"text": f"t{i}"} for i in range(5000)])
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_a_record_comes_back_whole_beside_the_new_vector(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"vectors{suffix}"
+    text = "one\u2028two\u2029three\x85four\r\nfive\x0csix"
+    with vector_writer(path, STAMP) as writer:
+        writer.write({"text": text, "embedding": "of before"}, np.ones(16, np.float32))
+    vectors, records, _ = read_vectors(path)
+    assert records == [{"text": text}] and vectors.tolist() == [[1.0] * 16]
+
+
+def test_parquet_has_the_columns_and_types_that_all_rows_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_PARQUET_ROWS", 2)
+    path = tmp_path / "vectors.parquet"
+    rows = np.arange(7 * 16, dtype=np.float32).reshape(7, 16)
+    records = [
+        {"text": "a", "n": None}, {"text": "b", "id": 7}, {"text": "c", "n": 1}, {"text": "d"}, {"text": "e", "n": 2.5},
+        {"text": "f", "tags": ["x"]}, {"text": "g"},
+    ]  # fmt: skip
+    with vector_writer(path, STAMP) as writer:
+        for record, row in zip(records, rows, strict=True):
+            writer.write(record, row)
+    vectors, found, stamp = read_vectors(path)
+    np.testing.assert_array_equal(vectors, rows)
+    assert stamp == STAMP and list(tmp_path.iterdir()) == [path]
+    assert found == [{name: record.get(name) for name in ("text", "n", "id", "tags")} for record in records]
+
+
+@pytest.mark.parametrize("place", [1, 3])
+def test_a_column_of_two_types_is_told_with_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    monkeypatch.setattr(files, "_PARQUET_ROWS", 2)
+    message = rf"column of Parquet must have one type, got in rows {place} to {place + 1}: .*id.*; write \.jsonl"
+    with pytest.raises(InputError, match=message), vector_writer(tmp_path / "vectors.parquet", STAMP) as writer:
+        for i in range(1, 5):
+            writer.write({"text": "a", "id": "x" if i == place else i}, np.ones(16, np.float32))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("suffix", [".npy", ".parquet", ".jsonl"])
 def test_no_rows_make_a_whole_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"vectors{suffix}"
