@@ -6,6 +6,7 @@ A file that cannot be read whole is one ``InputError`` that says why.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import warnings
 import zipfile
@@ -105,22 +106,23 @@ def read_documents(
         raise InputError(f"{path} must hold text, got none{hint}")
 
 
-def expand(paths: Iterable[Path]) -> list[Path]:
+def expand(paths: Iterable[Path], failed: list[str]) -> list[Path]:
     """Return the files of ``paths``, folders replaced by the files in them that polyvec reads, in order of name.
 
-    Hidden files and folders inside a folder are left out. Raises ``InputError`` for a folder that has no such file.
+    Hidden files and folders inside a folder are left out. A folder that cannot be listed adds a sentence to ``failed``.
+    Raises ``InputError`` for a folder that has no such file.
     """
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found = sorted(
-                p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not _is_hidden(p, path) and p.is_file()
-            )
-            if not found:
+            errors: list[OSError] = []  # rglob would keep them to itself
+            found = sorted(p for p in _visible(path, errors) if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not found and not errors:
                 raise InputError(f"folder must hold files ending in {', '.join(SUFFIXES)}, got none in {path}")
             files += found
         else:
             files.append(path)
+            failed += [f"{e.filename} must be a readable folder, got: {e.strerror or e}" for e in errors]
     return files
 
 
@@ -128,8 +130,10 @@ def _has_words(text: str) -> bool:
     return any(map(str.isalnum, text))
 
 
-def _is_hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+def _visible(folder: Path, errors: list[OSError]) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder, onerror=errors.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
 #: A text, the characters at which its pages begin, and its headings with theirs.

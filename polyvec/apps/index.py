@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ _GROUP_CHARACTERS = 500_000  # files that are embedded and committed together; a
 
 @dataclass
 class Report:
-    """What an update did, in files. ``failed`` has one sentence for each file that could not be read."""
+    """What an update did, in files. ``failed`` has one sentence for each file or folder that could not be read."""
 
     added: int = 0
     changed: int = 0
@@ -99,11 +100,11 @@ class Index:
         for root in roots:
             try:
                 if root.exists() or not any(_is_below(source, (_source(root),)) for source in known):
-                    found.update({_source(path): path for path in expand([root])})
+                    found.update({_source(path): path for path in expand([root], report.failed)})
             except InputError as error:  # a folder without files, which may be news
                 if not any(_is_below(source, (_source(root),)) for source in known):
                     report.failed.append(str(error))
-        gone = {source for source in known if source not in found and _is_below(source, names)}
+        gone = {s for s in known if s not in found and _is_below(s, names) and _is_gone(s)}
         pending: list[tuple[str, Path, str]] = []
         moves: list[tuple[str, str]] = []
         by_digest = {known[source]: source for source in gone}
@@ -218,6 +219,15 @@ def _source(path: Path) -> str:
 
 def _is_below(source: str, roots: tuple[str, ...]) -> bool:
     return any(source == root or source.startswith(root.rstrip("/") + "/") for root in roots)
+
+
+def _is_gone(source: str) -> bool:
+    """Whether there is no such file any longer. One that is not found may lie in a folder that cannot be read, or have
+    a name that is read only where it is asked for."""
+    try:
+        return not stat.S_ISREG(os.stat(source).st_mode)
+    except OSError as error:
+        return isinstance(error, (FileNotFoundError, NotADirectoryError))
 
 
 def _digest(path: Path, column: str) -> str:

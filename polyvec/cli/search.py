@@ -86,7 +86,7 @@ def search(
 
 
 def _documents(files: list[Path], column: str, failures: list[str]) -> Iterator[Document]:
-    for path in expand(files):
+    for path in expand(files, failures):
         try:
             yield from read_documents(path, column=column)
         except InputError as error:

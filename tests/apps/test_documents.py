@@ -160,7 +160,7 @@ def test_folders_stand_for_the_readable_files_in_them(tmp_path: Path) -> None:
     for name in ("b.md", "a.txt", "sub/c.HTML", "photo.png", ".git/d.txt", ".e.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    assert [p.name for p in expand([tmp_path])] == ["a.txt", "b.md", "c.HTML"]
+    assert [p.name for p in expand([tmp_path], [])] == ["a.txt", "b.md", "c.HTML"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="folder must hold files ending in .txt.*got none"):
-        expand([tmp_path / "empty"])
+        expand([tmp_path / "empty"], [])

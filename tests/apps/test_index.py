@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +54,30 @@ def test_the_database_follows_its_files(index: Index, docs: Path) -> None:
     assert str(index.update([docs])) == "1 removed, 1 unchanged"
     shutil.rmtree(docs)
     assert str(index.update([docs])) == "1 removed" and len(index.store) == 0
+
+
+def test_what_is_still_there_stays_in_the_database(index: Index, docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (docs / "LICENSE").write_text("Use it freely.")  # read where it is asked for alone
+    (docs / "sub").mkdir()
+    (docs / "sub" / "tea.txt").write_text("Tea is hot.")
+    index.update([docs, docs / "LICENSE"])
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if Path(path) == docs / "sub":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        report = index.update([docs])
+        assert (report.removed, report.unchanged) == (0, 2)
+        assert report.failed == [f"{docs}/sub must be a readable folder, got: Permission denied"]
+        assert len(index.update([docs / "sub"]).failed) == 1
+    assert {Path(source).name for source in index.store.sources()} == {"router.md", "cat.txt", "LICENSE", "tea.txt"}
+    (docs / "LICENSE").unlink()
+    shutil.rmtree(docs / "sub")
+    assert str(index.update([docs])) == "2 removed, 2 unchanged"
 
 
 def test_passages_are_late_chunked_and_know_their_place(index: Index, docs: Path, embedder: Embedder) -> None:
