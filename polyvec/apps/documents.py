@@ -37,7 +37,8 @@ _OLE_MAGIC = b"\xd0\xcf\x11\xe0"  # of an encrypted office file, which hides its
 class Document:
     """A text and where it came from: a file, and the line or row on which it begins.
 
-    ``pages`` are the characters at which the pages begin, ``headings`` the headings with theirs, both in order.
+    ``pages`` are the characters at which the pages begin, ``headings`` the headings with theirs, both in order. With
+    ``is_row`` it is a row of a table, and the number of the row is the line of all its passages.
     """
 
     source: str
@@ -46,6 +47,7 @@ class Document:
     pages: Sequence[int] = ()
     headings: Sequence[tuple[int, str]] = ()
     metadata: dict[str, str] = field(default_factory=dict)
+    is_row: bool = False
 
     def passage(self, span: Span) -> Passage:
         """Return the characters of ``span`` with their line, page and heading."""
@@ -56,7 +58,7 @@ class Document:
             start=start,
             end=end,
             text=self.text[start:end],
-            line=self.line + self.text.count("\n", 0, start),
+            line=self.line if self.is_row else self.line + self.text.count("\n", 0, start),
             page=bisect_right(self.pages, start) or None,
             heading=self.headings[before - 1][1] if before else None,
             metadata=self.metadata or None,
@@ -87,7 +89,7 @@ def read_documents(
             if _has_words(record[column]):
                 found = True
                 rest = {key: str(value) for key, value in record.items() if key != column and value is not None}
-                yield Document(name, number, record[column], metadata=rest)
+                yield Document(name, number, record[column], metadata=rest, is_row=True)
     else:
         reader = _READERS.get(suffix, _read_plain)
         try:
@@ -120,9 +122,9 @@ def expand(paths: Iterable[Path], failed: list[str]) -> list[Path]:
             if not found and not errors:
                 raise InputError(f"folder must hold files ending in {', '.join(SUFFIXES)}, got none in {path}")
             files += found
+            failed += [f"{e.filename} must be a readable folder, got: {e.strerror or e}" for e in errors]
         else:
             files.append(path)
-            failed += [f"{e.filename} must be a readable folder, got: {e.strerror or e}" for e in errors]
     return files
 
 

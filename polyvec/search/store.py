@@ -41,7 +41,8 @@ _FIELDS = ("source", "digest", "line", "page", "heading", "start", "end", "text"
 class Passage:
     """A part of a source: characters ``start`` to ``end`` of the text that was read from it, from ``line`` on.
 
-    ``page`` counts from 1 and is None where the format has none; ``metadata`` holds the other columns of a table's row.
+    In a table ``line`` is the number of the row, whose text the characters are of. ``page`` counts from 1 and is None
+    where the format has none; ``metadata`` holds the other columns of the row.
     """
 
     source: str

@@ -97,12 +97,13 @@ def test_pdf_has_pages(tmp_path: Path) -> None:
 
 def test_rows_of_a_table_are_documents_with_the_other_columns(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_text("body,lang\nBread.,en\n ,en\nBrot.,de\n")
+    path.write_text('body,lang\nBread.,en\n ,en\n"Brot.\n\nMehl.",de\n')
     documents = list(read_documents(path, column="body", source="name"))
     assert [(d.text, d.line, d.source, d.metadata) for d in documents] == [
         ("Bread.", 1, "name", {"lang": "en"}),
-        ("Brot.", 3, "name", {"lang": "de"}),
+        ("Brot.\n\nMehl.", 3, "name", {"lang": "de"}),
     ]
+    assert documents[1].passage((7, 12)).line == 3  # the row, wherever in its text
 
 
 @pytest.mark.parametrize(
