@@ -26,6 +26,14 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def check_output(path: Path) -> None:
+    """Raise ``InputError`` unless ``path`` can be a file's name: to be called before the work that the file is for."""
+    if not path.parent.is_dir():
+        raise InputError(f"output folder must exist, got {path.parent}; create it first")
+    if path.is_dir():
+        raise InputError(f"output must be a file, got the folder {path}; choose another name")
+
+
 def check_new_folder(folder: Path) -> None:
     """Raise ``InputError`` unless ``folder`` is still to be made or is empty: a model is never written over another."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

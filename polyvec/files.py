@@ -18,7 +18,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from polyvec.atomic import whole_file, write_json
+from polyvec.atomic import check_output, whole_file, write_json
 from polyvec.errors import InputError, MissingExtraError
 
 Record = dict[str, Any]

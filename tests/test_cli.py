@@ -195,7 +195,8 @@ def test_cluster_groups_texts_and_draws_them(tmp_path: Path) -> None:
     assert "output must end in .parquet or .jsonl, got 'out.npy'" in result.stderr
     assert "must hold at least one text" in polyvec("cluster", "-", stdin="\n", code=2).stderr
     result = polyvec("cluster", "-", "--min-size", 3, stdin="A cat.\n\nBread needs flour.\nGood morning.\n", code=1)
-    assert result.stderr.startswith("3 of 3 texts are in no cluster\nno cluster found; --clusters N makes")
+    blank = "-: left out 1 of 4 texts that are blank\n"
+    assert result.stderr.startswith(f"{blank}3 of 3 texts are in no cluster\nno cluster found; --clusters N makes")
 
 
 def test_info_names_tasks_dimensions_and_fingerprints(mini: Embedder) -> None:

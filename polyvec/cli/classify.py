@@ -11,6 +11,7 @@ import numpy as np
 import typer
 
 from polyvec.apps.classify import TASK, Classifier, check_abstain, decide, make_report, train, zero_shot
+from polyvec.atomic import check_output
 from polyvec.cli.common import Column, EngineName, Model, plain_errors
 from polyvec.errors import InputError
 from polyvec.files import read_records
@@ -31,6 +32,7 @@ def train_command(
     engine: EngineName = "auto",
 ) -> None:
     """Learn labels from examples, a few of each are enough, and print how well held-out examples are classified."""
+    check_output(output)
     texts, labels = [], []
     for number, record in enumerate(read_records(data, column=column), start=1):
         if record.get(label_column) is None:

@@ -10,9 +10,10 @@ import typer
 
 from polyvec.apps.cluster import NOISE, TASK, name_clusters, write_map
 from polyvec.apps.cluster import cluster as find_clusters
-from polyvec.cli.common import Column, EngineName, Model, make_stamp, plain_errors
+from polyvec.atomic import check_output
+from polyvec.cli.common import Column, EngineName, Model, make_stamp, plain_errors, records_with_text
 from polyvec.errors import InputError
-from polyvec.files import read_records, vector_writer
+from polyvec.files import vector_writer
 from polyvec.inference.embedder import Embedder
 
 
@@ -32,10 +33,10 @@ def cluster(
     """Group texts by what they are about, and print each group: its size, its words, a typical text."""
     if output is not None and output.suffix.lower() not in (".parquet", ".jsonl"):
         raise InputError(f"output must end in .parquet or .jsonl, got {output.name!r}")
-    read = read_records(None if source == "-" else Path(source), column=column)
-    records = [record for record in read if record[column].strip()]
-    if not records:
-        raise InputError(f"{source} must hold at least one text, got none")
+    for path in (output, map_page):
+        if path is not None:
+            check_output(path)
+    records = records_with_text(source, column)
     texts = [record[column] for record in records]
     embedder = Embedder(model, engine=engine)
     vectors = embedder.encode(texts, task=TASK)

@@ -6,13 +6,14 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
 from polyvec import __version__
-from polyvec.errors import MachineWarning, PolyvecError, TruncationWarning, UntrainedDimensionWarning
-from polyvec.files import Stamp
+from polyvec.errors import InputError, MachineWarning, PolyvecError, TruncationWarning, UntrainedDimensionWarning
+from polyvec.files import Record, Stamp, read_records
 from polyvec.inference.embedder import Embedder
 from polyvec.inference.engines.opening import ENGINES
 
@@ -44,6 +45,20 @@ def plain_errors(verb: Callable[..., Result]) -> Callable[..., Result]:
             raise typer.Exit(0) from None
 
     return run
+
+
+def records_with_text(source: str, column: str) -> list[Record]:
+    """Return the records of a file, ``-`` is stdin, whose text is not blank, and tell on stderr how many are left out.
+
+    Raises ``InputError`` where there is none.
+    """
+    records = list(read_records(None if source == "-" else Path(source), column=column))
+    kept = [record for record in records if record[column].strip()]
+    if not kept:
+        raise InputError(f"{source} must hold at least one text, got none")
+    if blank := len(records) - len(kept):
+        typer.echo(f"{source}: left out {blank} of {len(records)} texts that are blank", err=True)
+    return kept
 
 
 def make_stamp(embedder: Embedder, *, task: str | None, dimensions: int | None, dtype: str) -> Stamp:
