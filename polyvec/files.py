@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 
 from polyvec.atomic import check_output, whole_file, write_json
 from polyvec.errors import InputError, MissingExtraError
+from polyvec.tasks import PARTNERS
 
 Record = dict[str, Any]
 Stamp = dict[str, Any]
 
 TEXT_ENCODING = "utf-8-sig"  # UTF-8; the mark that Excel and others put before it is not text
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
+CSV_SUFFIXES = (".csv", ".tsv")
 TABLE_SUFFIXES = (".jsonl", *CSV_SUFFIXES, ".parquet")
 VECTOR_SUFFIXES = (".jsonl", ".parquet", ".npy")
 _STAMP_KEY = b"polyvec"
@@ -255,10 +257,10 @@ class _NpyFile:
 
 
 class _ParquetFile:
-    def __init__(self, path: Path, stamp: Stamp) -> None:
-        self._pa, self._pq = _pyarrow()
     """Columns and types are known with the last row: where later rows need others, the earlier ones are rewritten."""
 
+    def __init__(self, path: Path, stamp: Stamp) -> None:
+        self._pa, self._pq = _pyarrow()
         self._path, self._stamp = path, stamp
         self._rows: list[Record] = []
         self._vectors: list[NDArray[Any]] = []
@@ -284,8 +286,6 @@ class _ParquetFile:
             ) from error
         self._rows, self._vectors = [], []
 
-    def close(self, *, whole: bool) -> None:
-        if whole and (self._rows or self._writer is None):
     def _widen(self, schema: Any) -> None:
         """Make room for rows of ``schema``."""
         if self._writer is None:
@@ -308,6 +308,8 @@ class _ParquetFile:
         like = self._writer.schema.empty_table()
         self._writer.write_table(self._pa.concat_tables([like, table], promote_options="permissive"))
 
+    def close(self, *, whole: bool) -> None:
+        if whole and (self._rows or self._writer is None):
             self._flush()
         if self._writer is not None:
             self._writer.close()
@@ -328,7 +330,7 @@ def _record_schema(records: Sequence[Record]) -> Any:
 def vector_table(records: Sequence[Record], vectors: Sequence[NDArray[Any]], stamp: Stamp, *, schema: Any) -> Any:
     """Return an Arrow table of records with their vectors (M,) under ``embedding``, and the stamp in its metadata.
 
-    ``schema`` is that of the records, found from them if left out.
+    ``schema`` is that of the records.
     """
     pa, _ = _pyarrow()
     table = pa.Table.from_pylist(records, schema=schema)
@@ -362,7 +364,8 @@ def read_vectors(path: Path) -> tuple[NDArray[Any], list[Record], Stamp]:
             dtype = storage_dtype(stamp.get("dtype", "float32"))
             return vectors_of(table).astype(dtype, copy=False), table.drop_columns(["embedding"]).to_pylist(), stamp
         stamp = _read_stamp(path)
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        with path.open(encoding="utf-8") as file:  # splitlines() would also cut at characters of the texts
+            rows = [json.loads(line) for line in file]
         vectors = [row.pop("embedding") for row in rows]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
@@ -383,11 +386,15 @@ def is_vector_file(path: Path) -> bool:
 
 
 def check_same_model(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, str]) -> None:
-    """Raise ``InputError`` unless two stamps say that the vectors compare: same weights, width and dtype."""
-    for key in ("weights", "dimensions", "dtype"):
-        if first.get(key) != second.get(key):
+    """Raise ``InputError`` unless two stamps say that the vectors compare: same weights, task, width and dtype.
+
+    Questions and passages of retrieval compare too.
+    """
+    for key in ("weights", "task", "dimensions", "dtype"):
+        value: Any = first.get(key)
+        if second.get(key) not in (value, PARTNERS.get(value, value)):  # tasks alone have partners
             raise InputError(
-                f"{names[1]} must hold vectors of the same {key} as {names[0]}, {first.get(key)!r}, "
+                f"{names[1]} must hold vectors of the same {key} as {names[0]}, {value!r}, "
                 f"got {second.get(key)!r}; embed both with one model and one set of options"
             )
 

@@ -23,6 +23,9 @@ TASK_PROMPTS = {
     "text-matching": "",
 }
 
+#: Tasks whose vectors meet those of another; of any other task they meet their own alone.
+PARTNERS = {"retrieval.query": "retrieval.passage", "retrieval.passage": "retrieval.query"}
+
 #: The adapter id of a row that no adapter touches: the base model.
 NO_ADAPTER = -1
 

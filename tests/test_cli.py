@@ -140,6 +140,27 @@ def test_match_refuses_vectors_of_another_model(tmp_path: Path, model_folder: Pa
     assert [line.split("\t")[0] for line in same] == ["1.0000"] * 3
 
 
+def test_match_embeds_texts_with_the_task_that_meets_a_vector_file(tmp_path: Path, mini: Embedder) -> None:
+    source, vectors = tmp_path / "en.txt", tmp_path / "passages.jsonl"
+    source.write_text("\n".join(ENGLISH))
+    polyvec("embed", source, "-o", vectors, "--task", "retrieval.passage")
+    question = mini.encode("Wo schläft die Katze?", task="retrieval.query")
+    cosines = mini.encode(ENGLISH, task="retrieval.passage") @ question
+    for arguments, place in ((("Wo schläft die Katze?", vectors), 2), ((vectors, "Wo schläft die Katze?"), 1)):
+        lines = [line.split("\t") for line in polyvec("match", *arguments).stdout.splitlines()]
+        found = {line[place]: float(line[0]) for line in lines}
+        assert ENGLISH[1] in found
+        for text, cosine in found.items():
+            assert cosine == pytest.approx(float(cosines[ENGLISH.index(text)]), abs=1e-3)
+    for option, message in (
+        (("--task", "classification"), "same task as the vector file, 'retrieval.passage', got 'classification'"),
+        (("--dimensions", 64), "--dimensions must be left out beside a vector file"),
+    ):
+        assert message in polyvec("match", "a cat", vectors, *option, code=2).stderr
+    result = polyvec("match", vectors, vectors, "--task", "retrieval.passage", code=2)
+    assert "--task must be left out where all vectors are stored" in result.stderr
+
+
 def test_match_finds_near_duplicates_in_one_file_at_a_stated_precision(tmp_path: Path) -> None:
     source, labelled = tmp_path / "all.txt", tmp_path / "labelled.csv"
     source.write_text("\n".join(ENGLISH + GERMAN), encoding="utf-8")
@@ -287,6 +308,11 @@ def test_train_adapter_adds_a_task_that_embed_knows(tmp_path: Path, model_folder
         (["search", "train", "-d", "notes.txt"], "database must be one that polyvec made"),
         (["index", "notes.txt", "-d", "notes.jsonl"], "database must be a folder or a URL"),
         (["match", "missing.npy", "text"], "missing.npy must be a readable file"),
+        (["match", "notes.txt", "--top", "2"], "--top needs B, and no threshold, got A alone"),
+        (["match", "a", "b", "--top", "2", "--threshold", "0.5"], "--top needs B, and no threshold, got a threshold"),
+        (["cluster", "notes.txt", "--map", "no/x.html", "--model", "nowhere"], "output folder must exist, got no"),
+        (["cluster", "notes.txt", "-o", "no/x.parquet", "--model", "nowhere"], "output folder must exist, got no"),
+        (["classify", "train", "notes.jsonl", "-o", "no/c.json"], "output folder must exist, got no"),
         (["classify", "predict", "notes.txt"], "predict needs --classifier or --label, one of the two, got neither"),
         (["classify", "predict", "notes.txt", "--label", "a", "--abstain", "2"], "abstain must be a probability"),
         (["classify", "train", "notes.jsonl", "-o", "c.json"], "notes.jsonl:1 must have the column 'label'"),

@@ -171,6 +171,21 @@ def test_an_output_that_cannot_be_is_an_error(tmp_path: Path) -> None:
         vector_writer(tmp_path / "vectors.txt", STAMP).__enter__()
     with pytest.raises(InputError, match="folder must exist"):
         vector_writer(tmp_path / "no" / "vectors.npy", STAMP).__enter__()
+    (tmp_path / "vectors.npy").mkdir()
+    with pytest.raises(InputError, match=r"output must be a file, got the folder .*vectors\.npy"):
+        vector_writer(tmp_path / "vectors.npy", STAMP).__enter__()
+
+
+def test_vectors_meet_those_of_their_task_or_of_its_partner() -> None:
+    def check(first: str | None, second: str | None) -> None:
+        check_same_model({**STAMP, "task": first}, {**STAMP, "task": second}, ("a", "b"))
+
+    for first, second in (("separation",) * 2, (None, None), ("retrieval.query", "retrieval.passage")):
+        check(first, second)
+        check(second, first)
+    for first, second in (("separation", "classification"), ("separation", None), (None, "retrieval.query")):
+        with pytest.raises(InputError, match=f"b must hold vectors of the same task as a, {first!r}, got {second!r}"):
+            check(first, second)
 
 
 def test_a_foreign_vector_file_is_an_error(tmp_path: Path) -> None:

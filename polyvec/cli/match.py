@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +11,12 @@ import typer
 from numpy.typing import NDArray
 
 from polyvec.apps.match import Pair, best_partners, near_pairs, threshold_for
-from polyvec.cli.common import Column, Dimensions, EngineName, Model, TaskName, make_stamp, plain_errors
+from polyvec.cli.common import Column, Dimensions, EngineName, Model, plain_errors, records_with_text
 from polyvec.errors import InputError
 from polyvec.files import Stamp, check_same_model, is_vector_file, read_records, read_vectors
 from polyvec.inference.embedder import Embedder
 from polyvec.inference.quantize import as_unit
+from polyvec.tasks import PARTNERS
 
 _NEAR = 0.85  # cosine from which on two texts of one file are shown, unless told otherwise
 _EXACT_PAIRS = 2e10  # minutes; above, only rows near each other are compared
@@ -28,7 +29,7 @@ def match(
     second: Annotated[
         str | None, typer.Argument(metavar="B", help="The same; if left out, A is searched for near-duplicates.")
     ] = None,
-    top: Annotated[int, typer.Option(help="Best partners in B shown for each of A.")] = 1,
+    top: Annotated[int | None, typer.Option(help="Best partners in B shown for each of A; 1 if left out.")] = None,
     threshold: Annotated[
         float | None, typer.Option(help=f"Show every pair from this cosine on instead; {_NEAR} within one file.")
     ] = None,
@@ -42,7 +43,9 @@ def match(
         bool | None,
         typer.Option(help=f"Compare every row with every other; by default up to {_EXACT_PAIRS:.0e} comparisons."),
     ] = None,
-    task: TaskName = "text-matching",
+    task: Annotated[
+        str | None, typer.Option(help="Task of texts; if left out, text-matching, or what meets a vector file.")
+    ] = None,
     dimensions: Dimensions = None,
     column: Column = "text",
     model: Model = None,
@@ -51,32 +54,49 @@ def match(
     """Print pairs of texts that say the same, in any language: cosine, A, B, separated by tabs."""
     if (precision is None) != (labelled is None) or (precision is not None and threshold is not None):
         raise InputError("--precision and --labelled come together and replace --threshold, got another combination")
+    if top is not None and (second is None or threshold is not None or precision is not None):
+        got = "A alone" if second is None else "a threshold"
+        raise InputError(f"--top needs B, and no threshold, got {got}; leave it out")
     names = [first] if second is None else [first, second]
     sides = [_side(name, column) for name in names]
     stamps = [side[2] for side in sides if side[2] is not None]
+    if stamps and dimensions is not None:
+        raise InputError(f"--dimensions must be left out beside a vector file, which has its own, got {dimensions}")
+    if len(stamps) == len(sides) and task is not None:
+        raise InputError(f"--task must be left out where all vectors are stored, of their own task, got {task!r}")
     if len(stamps) == 2:
         check_same_model(stamps[0], stamps[1], (first, names[-1]))
     dtype = stamps[0]["dtype"] if stamps else "float32"
     width = stamps[0]["dimensions"] if stamps else dimensions
+    if task is None:
+        stored_task = stamps[0]["task"] if stamps else "text-matching"
+        task = PARTNERS.get(stored_task, stored_task)
+    tasks = [task if stamp is None else stamp["task"] for _, _, stamp in sides]
     embedder: Embedder | None = None
     if len(stamps) < len(sides) or labelled is not None:
         embedder = Embedder(model, engine=engine)
         if stamps:
-            made = make_stamp(embedder, task=task, dimensions=width, dtype=dtype)
+            made = {"weights": embedder.weights_hash, "task": task, "dimensions": width, "dtype": dtype}
             check_same_model(stamps[0], made, ("the vector file", "the model"))
 
-    def embed(texts: list[str]) -> NDArray[np.float32]:
+    def embed(texts: list[str], task: str | None) -> NDArray[np.float32]:
         assert embedder is not None
         return as_unit(embedder.encode(texts, task=task, dimensions=width, dtype=dtype), dtype)
 
     if labelled is not None and precision is not None:
-        threshold = _threshold(labelled, precision, embed)
-    vectors = [embed(labels) if stamp is None else as_unit(stored, dtype) for labels, stored, stamp in sides]
+        first_texts, second_texts, is_match = _labelled_pairs(labelled)
+        cosines = np.sum(embed(first_texts, tasks[0]) * embed(second_texts, tasks[-1]), axis=1)
+        threshold = threshold_for(cosines, is_match, precision=precision)
+        typer.echo(f"threshold {threshold:.4f}", err=True)
+    vectors = [
+        embed(labels, own) if stamp is None else as_unit(stored, dtype)
+        for (labels, stored, stamp), own in zip(sides, tasks, strict=True)
+    ]
     if second is None and threshold is None:
         threshold = _NEAR
     if exact is None:
         exact = len(vectors[0]) * len(vectors[-1]) / (2 if second is None else 1) <= _EXACT_PAIRS
-    pairs = _pairs(vectors, threshold, top, exact=exact)
+    pairs = _pairs(vectors, threshold, 1 if top is None else top, exact=exact)
     is_empty = True
     for cosine, i, j in pairs:
         is_empty = False
@@ -109,7 +129,8 @@ def _pairs(sides: list[NDArray[np.float32]], threshold: float | None, top: int, 
     return pairs
 
 
-def _threshold(labelled: Path, precision: float, embed: Callable[[list[str]], NDArray[np.float32]]) -> float:
+def _labelled_pairs(labelled: Path) -> tuple[list[str], list[str], NDArray[np.bool_]]:
+    """Return the texts of both sides, and which pairs match."""
     texts: tuple[list[str], list[str]] = ([], [])
     scores = []
     for number, record in enumerate(read_records(labelled, column="text_a"), start=1):
@@ -124,10 +145,7 @@ def _threshold(labelled: Path, precision: float, embed: Callable[[list[str]], ND
         scores.append(score == 1)
     if not any(scores):
         raise InputError(f"{labelled} must hold a pair with score 1, got none")
-    cosines = np.sum(embed(texts[0]) * embed(texts[1]), axis=1)
-    threshold = threshold_for(cosines, np.array(scores), precision=precision)
-    typer.echo(f"threshold {threshold:.4f}", err=True)
-    return threshold
+    return *texts, np.array(scores)
 
 
 def _side(argument: str, column: str) -> tuple[list[str], Any, Stamp | None]:
@@ -145,10 +163,7 @@ def _side(argument: str, column: str) -> tuple[list[str], Any, Stamp | None]:
         vectors, records, stamp = read_vectors(path)
         labels = [str(r.get(column, i)) for i, r in enumerate(records)] or [f"#{i}" for i in range(len(vectors))]
         return labels, vectors, stamp
-    texts = [record[column] for record in read_records(path, column=column) if record[column].strip()]
-    if not texts:
-        raise InputError(f"{argument} must hold at least one text, got none")
-    return texts, None, None
+    return [record[column] for record in records_with_text(argument, column)], None, None
 
 
 def _one_line(text: str) -> str:
