@@ -334,12 +334,12 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_cut_text_is_told_on_stderr(tmp_path: Path) -> None:
+def test_a_cut_text_is_told_on_stderr(tmp_path: Path, model_folder: Path) -> None:
     path = tmp_path / "long.txt"
-    path.write_text("one " * 9000)
-    result = polyvec("embed", path)
-    assert result.stderr.startswith("warning: 1 of 1 texts were longer than 8192 tokens")
-    assert len(json.loads(result.stdout)["embedding"]) == 384
+    path.write_text("one " * 900)
+    result = polyvec("embed", path, "--model", model_folder)
+    assert result.stderr.startswith("warning: 1 of 1 texts were longer than 512 tokens")
+    assert len(json.loads(result.stdout)["embedding"]) == 32
 
 
 @pytest.mark.parametrize(
