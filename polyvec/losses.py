@@ -10,8 +10,11 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from polyvec.model.pooling import truncate
+
+_KEPT = 1024  # rows whose scores are kept at every width: 4 MB a matrix, and a millisecond a width to do without
 
 
 def info_nce(
@@ -85,10 +88,15 @@ def cosent(scores: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
 
 
 def separation_loss(embeddings: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
-    """CoSENT over every two texts of a batch: same label above different label (arXiv 2409.10173, section 4.3)."""
+    """CoSENT over every two texts of a batch: same label above different label (arXiv 2409.10173, section 4.3).
+
+    With two grades alone its sum over pairs of pairs is a product of two sums: a batch of 512 texts has 130,816 pairs,
+    whose gaps to each other would take 68 GB.
+    """
     first, second = torch.triu_indices(len(labels), len(labels), offset=1, device=labels.device)
-    cosines = (embeddings @ embeddings.T)[first, second]
-    return cosent(cosines, (labels[first] == labels[second]).float(), temperature=temperature)
+    logits = (embeddings @ embeddings.T)[first, second] / temperature
+    same = labels[first] == labels[second]
+    return F.softplus(torch.logsumexp(logits[~same], dim=0) + torch.logsumexp(-logits[same], dim=0))
 
 
 def distillation(student: Tensor, teacher: Tensor) -> Tensor:
@@ -110,5 +118,17 @@ def relational_distillation(student: Tensor, targets: Tensor, *, temperature: fl
 def matryoshka(
     loss: Callable[..., Tensor], *embeddings: Tensor, dims: Sequence[int], **options: float | Tensor
 ) -> Tensor:
-    """Mean of ``loss`` over each width in ``dims``, every side cut and renormalised (arXiv 2205.13147)."""
-    return torch.stack([loss(*(truncate(e, dim) for e in embeddings), **options) for dim in dims]).mean()
+    """Mean of ``loss`` over each width in ``dims``, every side cut and renormalised (arXiv 2205.13147).
+
+    Of many rows, what a width computes is not kept but computed again in the backward pass: the scores of one width and
+    not of all are in memory, a gigabyte a matrix at 16,384 pairs.
+    """
+
+    def at(dim: int) -> Tensor:
+        return loss(*(truncate(e, dim) for e in embeddings), **options)
+
+    if max(map(len, embeddings)) <= _KEPT:
+        return torch.stack([at(dim) for dim in dims]).mean()
+    # No loss draws random numbers, whose state would be kept too.
+    losses: list[Tensor] = [checkpoint(at, dim, use_reentrant=False, preserve_rng_state=False) for dim in dims]
+    return torch.stack(losses).mean()

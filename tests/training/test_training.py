@@ -69,11 +69,43 @@ def test_separation_wants_labels_together() -> None:
     assert separation_loss(mixed, labels, temperature=0.05) > 10
 
 
-def test_matryoshka_is_the_mean_over_cut_and_rescaled_widths() -> None:
-    first, second = unit(6, 16), unit(6, 16, seed=1)
-    by_hand = [info_nce(truncate(first, d), truncate(second, d), temperature=0.1) for d in (4, 16)]
+@pytest.mark.parametrize("labels", [[0, 0, 1, 1, 1, 2, 2, 3], [0] * 8, list(range(8))])
+def test_separation_is_cosent_over_all_pairs_of_texts(labels: list[int]) -> None:
+    vectors = unit(8, 16, seed=4).requires_grad_()
+    first, second = torch.triu_indices(8, 8, offset=1)
+    classes = torch.tensor(labels)
+    grades = (classes[first] == classes[second]).float()
+    by_pairs = cosent((vectors @ vectors.T)[first, second], grades, temperature=0.05)
+    ours = separation_loss(vectors, classes, temperature=0.05)
+    torch.testing.assert_close(ours, by_pairs)
+    torch.testing.assert_close(torch.autograd.grad(ours, vectors), torch.autograd.grad(by_pairs, vectors))
+
+
+def test_a_loss_keeps_little_for_its_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polyvec.losses._KEPT", 32)
+    kept: list[int] = []
+
+    def noted(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    vectors, others = unit(64, 32).requires_grad_(), unit(64, 32, seed=1)
+    with torch.autograd.graph.saved_tensors_hooks(noted, lambda tensor: tensor):
+        separation_loss(vectors, torch.arange(64) // 4, temperature=0.05)
+        assert max(kept) <= 64 * 64  # and not the gaps between all 2,016 pairs
+        kept.clear()
+        matryoshka(pair_loss, vectors, others, dims=(8, 16, 32), temperature=0.05)
+        assert sum(kept) < 64 * 64  # and not the scores of every width
+
+
+@pytest.mark.parametrize("kept", [0, 1024])
+def test_matryoshka_is_the_mean_over_cut_and_rescaled_widths(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polyvec.losses._KEPT", kept)
+    first, second = unit(6, 16).requires_grad_(), unit(6, 16, seed=1)
+    by_hand = torch.stack([info_nce(truncate(first, d), truncate(second, d), temperature=0.1) for d in (4, 16)]).mean()
     whole = matryoshka(info_nce, first, second, dims=(4, 16), temperature=0.1)
-    torch.testing.assert_close(whole, torch.stack(by_hand).mean())
+    torch.testing.assert_close(whole, by_hand)
+    assert torch.equal(*(torch.autograd.grad(loss, first)[0] for loss in (whole, by_hand)))
 
 
 def test_relational_distillation_takes_the_teachers_word_for_who_is_near() -> None:
