@@ -96,7 +96,8 @@ def train(
             for share in shares_of(step):
                 share.backward()  # type: ignore[no-untyped-call]
                 shares.append(share.detach())
-            total = torch.stack(shares).sum()
+            # A step may have fewer shares than there are processes.
+            total = torch.stack(shares).sum() if shares else torch.zeros((), device=parameters[0].device)
             distributed.sum_gradients(parameters)
             norm = distributed.gradient_norm(parameters).to(total)
             # Asked once a step and of all: a signal reaches one process, and all must save together.

@@ -114,7 +114,10 @@ def test_a_run_records_itself_and_refuses_another(make: Callable[..., Run]) -> N
 
 @pytest.mark.parametrize(
     ("stages", "sharded"),
-    [(("mlm", "distillation", "pairs", "retrieval"), False), (("mlm", "distillation", "pairs"), True)],
+    [
+        (("mlm", "mlm in one part", "distillation", "pairs", "retrieval"), False),
+        (("mlm", "distillation", "pairs"), True),
+    ],
 )
 def test_two_processes_equal_one(
     stages: tuple[str, ...], sharded: bool, make: Callable[..., Run], tmp_path: Path
@@ -122,8 +125,10 @@ def test_two_processes_equal_one(
     ones, files = [], []
     for stage in stages:
         # A step so small that Adam's first, the sign of a gradient, do not part where gradients are nearly zero.
-        settings = {"learning_rate": 1e-5, "batch_size": 10, "projection": stage == "distillation"}
-        run = make(stage, steps=3, sharded=False, output=str(tmp_path / stage / "one"), **settings)
+        settings: dict[str, Any] = {"learning_rate": 1e-5, "batch_size": 10, "projection": stage == "distillation"}
+        if stage == "mlm in one part":  # the second process has none
+            settings["part_tokens"] = 10_000
+        run = make(stage.split()[0], steps=3, sharded=False, output=str(tmp_path / stage / "one"), **settings)
         ones.append(run_stage(run))
         files.append(tmp_path / f"{stage}.toml")
         values = {**run.__dict__, "output": str(tmp_path / stage / "two"), "data": list(run.data), "sharded": sharded}
