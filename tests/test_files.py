@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from polyvec import files
+from polyvec.atomic import whole_file
 from polyvec.errors import InputError
 from polyvec.files import check_same_model, column_names, read_records, read_vectors, vector_writer
 from polyvec.inputs import read_input
@@ -164,6 +167,20 @@ def test_a_failure_leaves_the_good_file_and_no_partial_one(tmp_path: Path, suffi
         writer.write({"text": "bad"}, row)
         raise RuntimeError("killed")
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def noted(name: str) -> Callable[..., None]:
+        real = getattr(os, name)
+        return lambda *arguments: (done.append(name), real(*arguments))[1]
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, noted(name))
+    with whole_file(tmp_path / "a.txt") as partial:
+        partial.write_text("whole")
+    assert done == ["fsync", "replace", "fsync"]
 
 
 def test_an_output_that_cannot_be_is_an_error(tmp_path: Path) -> None:

@@ -67,9 +67,14 @@ class Checkpoint:
         own |= {f"random.{i}": state for i, state in enumerate(distributed.random_states())}
         with whole_file(self.path) as partial:
             save_file(own, partial, metadata={"run": json.dumps(self.run), "others": json.dumps(others)})
-        for file in self.path.parent.glob(self._name("*", "*")):
+        for file in self.path.parent.glob(self.parts):
             if file.name not in others:
                 file.unlink()
+
+    @property
+    def parts(self) -> str:
+        """Pattern of the names of the other processes' files, which are nothing without the first one's."""
+        return self._name("*", "*")
 
     def _name(self, step: int | str, number: int | str) -> str:
         """Return the name of the file of one of the other processes."""
@@ -114,7 +119,8 @@ class Checkpoint:
                     files.append(stack.enter_context(safe_open(self.path.with_name(name), framework="pt")))
             except (SafetensorError, OSError) as error:
                 raise InputError(
-                    f"{self.path} must be a whole checkpoint, got {error}; remove it to start anew"
+                    f"{self.path} must be a whole checkpoint, got {error}; to start anew, remove it and what else the "
+                    "run wrote"
                 ) from error
             run = json.loads(metadata.get("run", "{}"))
             if run != self.run:

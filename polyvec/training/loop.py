@@ -51,6 +51,7 @@ def train(
     work: Work | None = None,
     peak: float = math.inf,
     report: Callable[[dict[str, float]], None] | None = None,
+    notice: Callable[[str], None] = lambda sentence: None,
     names: Mapping[nn.Parameter, str] = MappingProxyType({}),
 ) -> list[float]:
     """Minimise the sum of ``shares_of(step)`` with AdamW and return the loss of every step.
@@ -66,8 +67,9 @@ def train(
     With ``average`` between 0 and 1 the parameters that remain are a running mean of those after every step, each step
     weighing ``average`` times the next (Polyak averaging, as an exponential mean).
 
-    With a ``checkpoint`` the run goes on from the last save, to the same weights as a run that never stopped, provided
-    that ``shares_of`` depends on the step alone. SIGTERM then ends the step, saves, and raises ``SystemExit``.
+    With a ``checkpoint``, which is saved before the first step already, the run goes on from the last save, to the same
+    weights as a run that never stopped, provided that ``shares_of`` depends on the step alone. SIGTERM or SIGINT
+    (Ctrl-C) then ends the step, saves, tells ``notice``, and raises ``SystemExit``.
     """
     optimizer = torch.optim.AdamW(
         [{"params": list(p), "lr": schedule.learning_rate * m, "base": m} for p, m in groups],
@@ -79,6 +81,8 @@ def train(
     parameters = [p for group, _ in groups for p in group]
     averages = [p.detach().clone() for p in parameters] if average else []
     losses = checkpoint.restore(parameters, optimizer, averages) if checkpoint else []
+    if checkpoint and not checkpoint.path.exists():  # before anything else is written: what has begun can go on
+        checkpoint.save(parameters, optimizer, losses, averages)
     first = distributed.is_first()
     if first:
         _forget_after(log_path, len(losses))
@@ -86,7 +90,7 @@ def train(
     then = copy(work)
     with (
         log_path.open("a", encoding="utf-8") if first else nullcontext() as log,
-        _sigterm(catch=checkpoint is not None) as stopping,
+        _stop_signals(catch=checkpoint is not None) as stopping,
     ):
         for step in range(len(losses), schedule.steps):
             for group in optimizer.param_groups:
@@ -101,7 +105,7 @@ def train(
             distributed.sum_gradients(parameters)
             norm = distributed.gradient_norm(parameters).to(total)
             # Asked once a step and of all: a signal reaches one process, and all must save together.
-            asked = total.new_full((), float(stopping()))
+            asked = total.new_full((), float(stopping() > 0))
             # The one wait for the device in a step.
             loss, size, stops = distributed.sums(torch.stack((total, norm, asked)))
             if not math.isfinite(loss):
@@ -136,7 +140,13 @@ def train(
             if checkpoint and (len(losses) % checkpoint.every == 0 or len(losses) == schedule.steps or stops):
                 checkpoint.save(parameters, optimizer, losses, averages)
             if stops:
-                raise SystemExit(128 + signal.SIGTERM)
+                number = signal.Signals(stopping() or signal.SIGTERM)
+                if first:
+                    notice(
+                        f"stopped by {number.name} and saved after step {len(losses)} of {schedule.steps}; the same "
+                        "run again goes on from there"
+                    )
+                raise SystemExit(128 + number)
     with torch.no_grad():
         for parameter, mean in zip(parameters, averages, strict=False):
             parameter.copy_(mean)
@@ -156,26 +166,26 @@ def _not_finite(parameters: Sequence[nn.Parameter], names: Mapping[nn.Parameter,
 
 
 def _forget_after(log_path: Path, step: int) -> None:
-    """Drop the lines of steps that a resumed run will take again."""
+    """Drop the lines of steps that a resumed run will take again, and a last one that a crash cut short."""
     if log_path.exists():
         lines = log_path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
+        kept = "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
         with whole_file(log_path) as partial:
             partial.write_text(kept, encoding="utf-8")
 
 
 @contextmanager
-def _sigterm(*, catch: bool) -> Iterator[Callable[[], bool]]:
-    """Yield whether SIGTERM has come, instead of dying of it. Signals reach the main thread alone."""
-    received = threading.Event()
-    if not catch or threading.current_thread() is not threading.main_thread():
-        yield received.is_set
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: received.set())
+def _stop_signals(*, catch: bool) -> Iterator[Callable[[], int]]:
+    """Yield what says which of SIGTERM and SIGINT has come first, 0 for none, instead of dying of it. Signals reach the
+    main thread alone."""
+    received: list[int] = []
+    kinds = (signal.SIGTERM, signal.SIGINT) if catch and threading.current_thread() is threading.main_thread() else ()
+    before = {kind: signal.signal(kind, lambda number, _: received.append(number)) for kind in kinds}
     try:
-        yield received.is_set
+        yield lambda: received[0] if received else 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def run_stage(
     """Train as ``run`` says, write the model to ``run.output`` and return the loss of every step.
 
     The same run again goes on from its checkpoint. ``records`` holds the examples of those of ``run.data`` that are in
-    memory. ``notice`` is told what of the data is left out. Raises ``InputError`` before any step for data that does
+    memory. ``notice`` is told what of the data is left out, and of a stop by a signal. Raises ``InputError`` before any step for data that does
     not fit and for an output that holds something else, and where it cannot be written; ``NotFiniteError`` for a loss
     or weights that are not finite. What was saved before stays.
     """
@@ -68,7 +68,8 @@ def run_stage(
         output = Path(run.output)
         checkpoint = Checkpoint(output / "checkpoint.safetensors", every=run.save_every, run=asdict(run))
         if not checkpoint.path.exists():
-            check_new_folder(output)
+            check_new_folder(output, besides=checkpoint.parts)
+        distributed.wait_for_all()  # the first to go on writes there
         encoder, companions = _open(run)
         tokenizer_file = companions / "tokenizer.json" if companions.is_dir() else companions
         datasets = _read(run, encoder.config, tokenizer_file, records or {})
@@ -103,6 +104,7 @@ def run_stage(
                 work=work,
                 peak=measured_peak(device, bf16=run.bf16),
                 report=told,
+                notice=notice,
                 names={parameter: name for name, parameter in encoder.named_parameters()},
             )
             state = {name: distributed.whole(tensor).cpu() for name, tensor in encoder.state_dict().items()}

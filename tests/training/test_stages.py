@@ -380,6 +380,25 @@ def test_gradient_checkpointing_changes_no_weight(make: Callable[..., Run], tmp_
         torch.testing.assert_close(second[name], tensor, msg=name)
 
 
+def test_a_run_that_stopped_before_its_first_save_goes_on(make: Callable[..., Run], tmp_path: Path) -> None:
+    run = make("separation", steps=2)
+    output = Path(run.output)
+
+    def crash(row: dict[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(run, report=crash)
+    assert (output / "training.jsonl").read_text()
+    again = run_stage(run)
+    shutil.rmtree(output)
+    output.mkdir()
+    for name in (".checkpoint.safetensors.partial", "checkpoint.step0.part1.safetensors"):  # killed in the first save
+        (output / name).touch()
+    assert run_stage(run) == again
+    assert not (output / "checkpoint.step0.part1.safetensors").exists()
+
+
 def test_a_run_never_writes_over_something_else(make: Callable[..., Run], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")

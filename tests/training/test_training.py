@@ -187,7 +187,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 
 def run_of(
-    folder: Path, *, seed: int = 0, width: int = 4, stop: Callable[[int], None] | None = None
+    folder: Path,
+    *,
+    seed: int = 0,
+    width: int = 4,
+    stop: Callable[[int], None] | None = None,
+    notice: Callable[[str], None] = lambda sentence: None,
 ) -> tuple[torch.Tensor, list[float]]:
     """Train 12 steps of a noisy regression with dropout, checkpoint every 4; ``stop`` is called in each step."""
     torch.manual_seed(0)
@@ -202,8 +207,9 @@ def run_of(
     checkpoint = Checkpoint(folder / "run.safetensors", every=4, run={"seed": seed})
     schedule = Schedule(steps=12, learning_rate=0.1, warmup_steps=2)
     losses = train(
-        [([weight], 1.0)], shares, schedule, log_path=folder / "log.jsonl", log_every=3, checkpoint=checkpoint
-    )
+        [([weight], 1.0)], shares, schedule, log_path=folder / "log.jsonl", log_every=3, checkpoint=checkpoint,
+        notice=notice,
+    )  # fmt: skip
     return weight.detach(), losses
 
 
@@ -217,6 +223,8 @@ def test_a_stopped_and_resumed_run_gives_the_weights_of_the_straight_one(tmp_pat
 
     with pytest.raises(KeyboardInterrupt):
         run_of(tmp_path / "stopped", stop=crash)
+    with (tmp_path / "stopped" / "log.jsonl").open("a") as log:
+        log.write('{"step": 12, "lo')  # the power fails
     read: list[int] = []
     resumed, all_losses = run_of(tmp_path / "stopped", stop=read.append)
     assert read == [8, 9, 10, 11]
@@ -245,18 +253,22 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weigh
         train(groups, lambda step: [first.sum() * 1e25], schedule, log_path=tmp_path / "other.jsonl")
 
 
-def test_sigterm_ends_the_step_saves_and_exits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_saves_and_exits(tmp_path: Path, kind: signal.Signals) -> None:
     def terminate(step: int) -> None:
         if step == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), kind)
 
+    told: list[str] = []
     with pytest.raises(SystemExit) as stopped:
-        run_of(tmp_path, stop=terminate)
-    assert stopped.value.code == 143
+        run_of(tmp_path, stop=terminate, notice=told.append)
+    assert stopped.value.code == 128 + kind
+    assert told == [f"stopped by {kind.name} and saved after step 6 of 12; the same run again goes on from there"]
     read: list[int] = []
     run_of(tmp_path, stop=read.append)
     assert read[0] == 6
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
 def test_a_checkpoint_of_another_run_or_shape_or_a_cut_one_is_refused(tmp_path: Path) -> None:
