@@ -8,7 +8,8 @@ reads them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,23 @@ class Checkpoint:
     """Parameters, optimiser state, random state and losses of a run, kept in the file ``path`` and those that it names.
 
     ``run`` is everything that decides what the run computes, as JSON values: it is recorded whole, and a file of
-    another run is refused. ``every`` counts steps between two saves.
+    another run is refused. Values under a key of ``free`` may differ all the same, and those under one of
+    ``changeable`` while steps are left, which ``notice`` is told. ``every`` counts steps between two saves.
     """
 
-    def __init__(self, path: Path, *, every: int, run: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        every: int,
+        run: Mapping[str, Any],
+        free: Collection[str] = (),
+        changeable: Collection[str] = (),
+        notice: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
         if every < 1:
             raise InputError(f"every must be at least 1 step, got {every}")
-        self.path, self.every = path, every
+        self.path, self.every, self.free, self.changeable, self.notice = path, every, free, changeable, notice
         self.run: dict[str, Any] = json.loads(json.dumps(dict(run)))
 
     def save(
@@ -81,15 +92,23 @@ class Checkpoint:
         return f"{self.path.stem}.step{step}.part{number}{self.path.suffix}"
 
     def restore(
-        self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, averages: Sequence[Tensor] = ()
+        self,
+        parameters: Sequence[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        averages: Sequence[Tensor] = (),
+        *,
+        steps: float = math.inf,
     ) -> list[float]:
-        """Load what is there, if anything, into what it was saved from; return the losses of the steps so far.
+        """Load what is there, if anything, into what it was saved from; return the losses of the steps so far, of
+        ``steps`` in all.
 
         Raises ``InputError`` for a file that is not whole, or that another run or another architecture wrote.
         """
         if not self.path.exists():
             return []
         with self._opened() as files:
+            losses = [float(loss) for loss in files[0].get_tensor("losses")]
+            self._check_run(json.loads((files[0].metadata() or {}).get("run", "{}")), len(losses), steps)
             self._check_shapes(files, parameters)
             with torch.no_grad():
                 for i, parameter in enumerate(parameters):
@@ -106,30 +125,33 @@ class Checkpoint:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
             states = sorted(name for name in files[0].keys() if name.startswith("random."))  # noqa: SIM118
             distributed.set_random_states([files[0].get_tensor(name) for name in states])
-            return [float(loss) for loss in files[0].get_tensor("losses")]
+            return losses
 
     @contextmanager
     def _opened(self) -> Iterator[list[Any]]:
-        """Yield the open files, the first process's first, after a check that they are whole and of this run."""
+        """Yield the open files, the first process's first, after a check that they are whole."""
         with ExitStack() as stack:
             try:
                 files = [stack.enter_context(safe_open(self.path, framework="pt"))]
-                metadata = files[0].metadata() or {}
-                for name in json.loads(metadata.get("others", "[]")):
+                for name in json.loads((files[0].metadata() or {}).get("others", "[]")):
                     files.append(stack.enter_context(safe_open(self.path.with_name(name), framework="pt")))
             except (SafetensorError, OSError) as error:
                 raise InputError(
                     f"{self.path} must be a whole checkpoint, got {error}; to start anew, remove it and what else the "
                     "run wrote"
                 ) from error
-            run = json.loads(metadata.get("run", "{}"))
-            if run != self.run:
-                keys = [key for key in {**run, **self.run} if run.get(key) != self.run.get(key)]
-                differences = ", ".join(f"{key} {run.get(key)!r} instead of {self.run.get(key)!r}" for key in keys)
-                raise InputError(
-                    f"{self.path} must be of the same run, got {differences}; give this run a folder of its own"
-                )
             yield files
+
+    def _check_run(self, run: Mapping[str, Any], done: int, steps: float) -> None:
+        """Raise ``InputError`` for a ``run`` that is not this one after ``done`` of its ``steps``."""
+        keys = [key for key in {**run, **self.run} if key not in self.free and run.get(key) != self.run.get(key)]
+        if not set(keys).issubset(self.changeable if done < steps else ()):
+            differences = ", ".join(f"{key} {run.get(key)!r} instead of {self.run.get(key)!r}" for key in keys)
+            raise InputError(
+                f"{self.path} must be of the same run, got {differences}; give this run a folder of its own"
+            )
+        for key in keys:
+            self.notice(f"{key} is {self.run.get(key)!r} from step {done} on, before it was {run.get(key)!r}")
 
     def _check_shapes(self, files: Sequence[Any], parameters: Sequence[nn.Parameter]) -> None:
         wanted = {f"parameters.{i}": tuple(p.shape) for i, p in enumerate(parameters)}

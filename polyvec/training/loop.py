@@ -80,7 +80,7 @@ def train(
     )
     parameters = [p for group, _ in groups for p in group]
     averages = [p.detach().clone() for p in parameters] if average else []
-    losses = checkpoint.restore(parameters, optimizer, averages) if checkpoint else []
+    losses = checkpoint.restore(parameters, optimizer, averages, steps=schedule.steps) if checkpoint else []
     if checkpoint and not checkpoint.path.exists():  # before anything else is written: what has begun can go on
         checkpoint.save(parameters, optimizer, losses, averages)
     first = distributed.is_first()

@@ -22,6 +22,11 @@ else:
 STAGES = ("mlm", "distillation", "pairs", "retrieval", "text-matching", "classification", "separation")
 ARCHITECTURES = ("tiny", "mini", "jina-v3")
 _WITH_TEMPERATURE = STAGES[1:]
+#: Fields that a run may change when it goes on: where and how often it writes, and how a step is computed, not what.
+#: Other parts and shards add up in another order, which rounds otherwise, and dropout hides other units of other parts.
+FREE = ("output", "save_every", "part_tokens", "gradient_checkpointing", "sharded")
+#: Fields that it may change for the steps that are left, so that one whose loss was not finite can go on.
+CHANGEABLE = ("learning_rate",)
 #: Fields that some stages have no use for.
 _READ_BY = {
     "mask_rate": ("mlm",),

@@ -37,7 +37,7 @@ from polyvec.training.mlm import MaskedLanguageModel
 from polyvec.training.objectives import objective
 from polyvec.training.own_adapter import ADAPTERS, add_tasks, new_tasks
 from polyvec.training.progress import draw_losses, live_tensorboard
-from polyvec.training.run import Run
+from polyvec.training.run import CHANGEABLE, FREE, Run
 from polyvec.training.utilisation import Work, measured_peak
 from polyvec.training.windows import MaskedWindows, read_windows
 
@@ -56,8 +56,9 @@ def run_stage(
 ) -> list[float]:
     """Train as ``run`` says, write the model to ``run.output`` and return the loss of every step.
 
-    The same run again goes on from its checkpoint. ``records`` holds the examples of those of ``run.data`` that are in
-    memory. ``notice`` is told what of the data is left out, and of a stop by a signal. Raises ``InputError`` before any step for data that does
+    The same run again goes on from its checkpoint, and so does one that differs in ``FREE`` or ``CHANGEABLE`` fields.
+    ``records`` holds the examples of those of ``run.data`` that are in memory. ``notice`` is told what of the data is
+    left out, what has changed, and of a stop by a signal. Raises ``InputError`` before any step for data that does
     not fit and for an output that holds something else, and where it cannot be written; ``NotFiniteError`` for a loss
     or weights that are not finite. What was saved before stays.
     """
@@ -66,7 +67,10 @@ def run_stage(
         if device.type == "cpu":
             keep_freed_memory()
         output = Path(run.output)
-        checkpoint = Checkpoint(output / "checkpoint.safetensors", every=run.save_every, run=asdict(run))
+        checkpoint = Checkpoint(
+            output / "checkpoint.safetensors", every=run.save_every, run=asdict(run), free=FREE, changeable=CHANGEABLE,
+            notice=notice if distributed.is_first() else lambda sentence: None,
+        )  # fmt: skip
         if not checkpoint.path.exists():
             check_new_folder(output, besides=checkpoint.parts)
         distributed.wait_for_all()  # the first to go on writes there

@@ -286,6 +286,22 @@ def test_a_loss_that_is_not_finite_is_told_by_the_command(make: Callable[..., Ru
         run_stage(run)
 
 
+def test_a_run_that_failed_goes_on_with_what_it_was_told_to_lower(make: Callable[..., Run], tmp_path: Path) -> None:
+    run = make("separation", steps=4, learning_rate=1e30)
+    with pytest.raises(NotFiniteError, match="lower learning_rate"):
+        run_stage(run)
+    Path(run.output).rename(tmp_path / "moved")
+    free = {"output": str(tmp_path / "moved"), "part_tokens": 100, "save_every": 3, "gradient_checkpointing": True}
+    lower = replace(run, **free, learning_rate=1e-3)
+    told: list[str] = []
+    losses = run_stage(lower, notice=told.append)
+    assert told == ["learning_rate is 0.001 from step 0 on, before it was 1e+30"]
+    assert run_stage(replace(run, output=str(tmp_path / "other"), learning_rate=1e-3)) == pytest.approx(losses, rel=1e-4)
+    assert run_stage(lower, notice=told.append) == losses and len(told) == 1  # the checkpoint is of the new run
+    with pytest.raises(InputError, match="must be of the same run, got temperature 0.05 instead of 0.1; give this run"):
+        run_stage(replace(lower, temperature=0.1))
+
+
 #: A run whose third step has, in one process, a gradient that is not finite under a loss that is.
 _BROKEN = """
 import sys
