@@ -140,17 +140,19 @@ def input_state(source: str) -> str:
     return repr((files, [_lance_dataset(file).version for file in files if file.suffix == LANCE]))
 
 
-def read_input(source: str, *, column: str) -> Iterator[Record]:
-    """Yield the records of every file of ``source``, each with a text under ``column``.
+def read_input(source: str, *, column: str) -> Iterator[tuple[str, Record]]:
+    """Yield where it is, in words, and each record of every file of ``source``, with a text under ``column``.
 
     Raises ``InputError`` naming file and row for what cannot be read or has no such column.
     """
     fs, _ = filesystem(source)
-    for file in input_files(source):
-        for record in input_records(fs, file, column=column):
+    files = input_files(source)
+    for file in files:
+        name = source if len(files) == 1 else f"{source}: {file.name}"
+        for number, record in enumerate(input_records(fs, file, column=column), start=1):
             if isinstance(record, InputError):
                 raise record
-            yield record
+            yield f"{name}: example {number}", record
 
 
 def input_records(

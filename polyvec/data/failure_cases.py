@@ -11,10 +11,12 @@ F4 quality    worse answers to the same question
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -135,10 +137,7 @@ def quality_cases(rows: Iterable[Record], *, seed: int = 0) -> Iterator[Case]:
     """
     answers: dict[str, list[tuple[float, str]]] = defaultdict(list)
     for number, row in enumerate(rows, start=1):
-        quality = row["quality"]
-        if not isinstance(quality, (int, float)) or not 0 <= quality <= 1:
-            raise InputError(f"example {number}: quality must lie between 0 and 1, got {quality!r}")
-        answers[row["query"]].append((float(quality), row["answer"]))
+        answers[row["query"]].append((quality_of(row["quality"], f"example {number}"), row["answer"]))
     everything = [answer for rated in answers.values() for _, answer in rated]
     rng = np.random.default_rng(seed)
     for query, rated in answers.items():
@@ -151,6 +150,17 @@ def quality_cases(rows: Iterable[Record], *, seed: int = 0) -> Iterator[Case]:
             drawn = rng.integers(len(everything), size=4 * NUM_NEGATIVES)
             fill = [everything[i] for i in drawn if everything[i] not in own]
             yield Case(query, passage, tuple(dict.fromkeys(worse + fill))[:NUM_NEGATIVES])
+
+
+def quality_of(value: Any, where: str) -> float:
+    """Return the quality of a row, which a CSV file holds as text. Raises ``InputError`` for what can be none."""
+    try:
+        quality = float(value)
+    except (TypeError, ValueError):
+        quality = math.nan
+    if not 0 <= quality <= 1:
+        raise InputError(f"{where}: quality must lie between 0 and 1, got {value!r}")
+    return quality
 
 
 def read_cases(path: Path) -> list[Case]:

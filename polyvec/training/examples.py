@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from polyvec.data.failure_cases import quality_of
 from polyvec.data.filters import overlaps
 from polyvec.data.languages import is_language
 from polyvec.errors import InputError, MissingExtraError, PolyvecError
@@ -137,33 +138,47 @@ def read_dataset(source: str, stage: str, records: list[Record] | None = None) -
 
 
 def read_examples(
-    source: str, columns: tuple[str, ...], purpose: str, records: Iterable[Record] | None = None
+    source: str,
+    columns: tuple[str, ...],
+    purpose: str,
+    records: Iterable[Record] | None = None,
+    others: Sequence[tuple[str, ...]] = (),
 ) -> Iterator[Record]:
     """Yield the examples of ``source``, or ``records`` of that name, each with ``columns``.
 
-    Where labels or grades are read, they must differ: a source of one class teaches nothing. Raises ``InputError``
-    naming source, example and rule.
+    None may have all columns of one of ``others``, by which it would mean something else. Where labels or grades are
+    read, they must differ: a source of one class teaches nothing. Raises ``InputError`` naming source, example and
+    rule.
     """
     one_value = {column for column in ("score", "label") if column in columns}
     first: Record = {}
-    number = 0
-    read: Iterable[Record | InputError] = (
-        read_input(source, column=columns[0]) if records is None else checked_rows(records, source, column=columns[0])
-    )
-    for number, record in enumerate(read, start=1):
-        if isinstance(record, InputError):
-            raise record
-        row = _checked(record, columns, f"{source}: example {number}", purpose)
+    total = 0
+    read = read_input(source, column=columns[0]) if records is None else _in_memory(records, source, columns[0])
+    for total, (where, record) in enumerate(read, start=1):
+        row = _checked(record, columns, where, purpose)
+        for other in others:
+            if all(row.get(column) is not None for column in other):
+                raise InputError(
+                    f"{where} must be of the kind of the first example ({', '.join(columns)}) for {purpose}, got "
+                    f"{', '.join(other)}; give all examples of a source the same columns"
+                )
         first = first or row
         one_value = {column for column in one_value if row[column] == first[column]}
         if "embedding" in columns and len(row["embedding"]) != len(first["embedding"]):
             widths = sorted({len(row["embedding"]), len(first["embedding"])})
-            raise InputError(f"{source}: embedding must be of one teacher, got vectors of {widths} numbers")
+            raise InputError(f"{where}: embedding must be of one teacher, got vectors of {widths} numbers")
         yield row
-    if number < _FEWEST:
-        raise InputError(f"{source} must hold at least {_FEWEST} examples, got {number}; add more")
+    if total < _FEWEST:
+        raise InputError(f"{source} must hold at least {_FEWEST} examples, got {total}; add more")
     for column in one_value:
         raise InputError(f"{source}: {column} must differ between examples, got {first[column]!r} in all of them")
+
+
+def _in_memory(records: Iterable[Record], source: str, column: str) -> Iterator[tuple[str, Record]]:
+    for number, record in enumerate(checked_rows(records, source, column=column), start=1):
+        if isinstance(record, InputError):
+            raise record
+        yield f"{source}: example {number}", record
 
 
 def cached(generate: Callable[..., Iterator[Record]], features: Mapping[str, Any], **arguments: Any) -> Any:
@@ -171,16 +186,22 @@ def cached(generate: Callable[..., Iterator[Record]], features: Mapping[str, Any
 
     ``features`` maps columns to the types of ``datasets``. ``arguments`` must tell one result from another, a source
     from its later self (``input_state``); a list among them would be shared out among processes. What ``generate``
-    raises of ours is raised, and nothing kept.
+    raises of ours is raised, and nothing kept. Raises ``InputError`` for a cache that cannot be written.
     """
     datasets = datasets_library()
     was_shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
         return datasets.Dataset.from_generator(generate, features=datasets.Features(features), gen_kwargs=arguments)
-    except datasets.exceptions.DatasetGenerationError as error:
-        if isinstance(error.__cause__, PolyvecError):
-            raise error.__cause__ from None
+    except (datasets.exceptions.DatasetGenerationError, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, PolyvecError):
+            raise cause from None
+        if isinstance(cause, OSError):
+            raise InputError(
+                "the cache of datasets must be a folder to write in, with room left, got "
+                f"{datasets.config.HF_DATASETS_CACHE}: {cause}; make room, or set HF_DATASETS_CACHE to another folder"
+            ) from error
         raise
     finally:
         if was_shown:
@@ -214,7 +235,8 @@ def _records(
     source: str, kind: str, stage: str, state: str = "", records: list[Record] | None = None
 ) -> Iterator[Record]:
     """Yield what is stored of a source in its ``state``, or of its ``records``."""
-    for row in read_examples(source, COLUMNS[kind], stage, records):
+    earlier = [COLUMNS[other] for other in KINDS[stage][: KINDS[stage].index(kind)]]  # had the first row had them
+    for row in read_examples(source, COLUMNS[kind], stage, records, earlier):
         kept = {column: row[column] for column in COLUMNS[kind]}
         if kind == "labelled":
             kept["label"] = str(kept["label"])
@@ -256,9 +278,11 @@ def _checked(row: Record, columns: tuple[str, ...], where: str, purpose: str) ->
         "".join(text for text in texts if isinstance(text, str)).encode()
     except UnicodeEncodeError as error:
         raise InputError(f"{where} must be UTF-8 text, got bytes or surrogates that are none") from error
-    if columns == COLUMNS["inference"] and row["label"] not in INFERENCE:
+    if "hypothesis" in columns and row["label"] not in INFERENCE:
         raise InputError(f"{where}: 'label' must be one of {', '.join(INFERENCE)}, got {row['label']!r}")
-    checks: dict[str, Callable[[Any, str], Any]] = {"score": _score, "embedding": _unit_vector}
+    checks: dict[str, Callable[[Any, str], Any]] = {
+        "score": _score, "embedding": _unit_vector, "quality": quality_of,
+    }  # fmt: skip
     return {**row, **{column: checks[column](row[column], where) for column in checks.keys() & set(columns)}}
 
 

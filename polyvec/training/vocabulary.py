@@ -52,13 +52,13 @@ def read_texts(sources: Sequence[str], notice: Callable[[str], None]) -> dict[st
     blank. Raises ``InputError`` naming source, row and rule."""
     texts: dict[str, list[str]] = {}
     for source in sources:
-        number = kept = 0
-        for number, row in enumerate(read_input(source, column="text"), start=1):
-            lang = language_of(row, f"{source}: example {number}")
+        total = kept = 0
+        for total, (where, row) in enumerate(read_input(source, column="text"), start=1):
+            lang = language_of(row, where)
             if row["text"].strip():
                 kept += 1
                 texts.setdefault(lang or "all", []).append(row["text"])
-        if left_out := left_out_of(number, kept, "texts", "that are blank"):
+        if left_out := left_out_of(total, kept, "texts", "that are blank"):
             notice(f"{source}: {left_out}")
     if not texts:
         raise InputError(f"{', '.join(sources)} must hold texts, got none")

@@ -93,5 +93,15 @@ def test_files_of_pairs_become_files_of_negatives_and_cases(embedder: Embedder, 
     assert cases == len(read_cases(output)) > 0
     with pytest.raises(InputError, match="kind must be one of overlap, entities, polar, quality, got 'f9'"):
         cases_file(embedder, str(data), output, kind="f9")
+    data = tmp_path / "rated.csv"
+    data.write_text("query,answer,quality\n" + "".join(f"q{i % 4},answer {i},0.{i}\n" for i in range(9)))
+    assert cases_file(embedder, str(data), output, kind="quality")[0] == len(read_cases(output)) > 0
+    data.write_text(data.read_text() + "q,a,better\n")
+    with pytest.raises(InputError, match=r"rated.csv: example 10: quality must lie between 0 and 1, got 'better'"):
+        cases_file(embedder, str(data), output, kind="quality")
+    data = tmp_path / "inferences.jsonl"
+    data.write_text('{"premise": "p", "hypothesis": "h", "label": "maybe", "lang": "en"}\n')
+    with pytest.raises(InputError, match=r"inferences.jsonl: example 1: 'label' must be one of .*, got 'maybe'"):
+        cases_file(embedder, str(data), output, kind="polar")
     with pytest.raises(InputError, match="margin between 0 and 1, got 3 and 2"):
         mine_file(embedder, str(data), output, count=3, margin=2)

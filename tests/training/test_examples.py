@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import datasets
 import lance
 import numpy as np
 import pyarrow as pa
@@ -20,6 +22,7 @@ from polyvec.model.weights import load_encoder
 from polyvec.text.tokenizer import Tokenizer
 from polyvec.training import examples
 from polyvec.training.examples import read_dataset
+from polyvec.training.vocabulary import read_texts
 from polyvec.training.windows import read_windows
 
 PAIRS: list[dict[str, Any]] = [
@@ -99,6 +102,50 @@ def test_the_row_at_fault_is_named_and_nothing_of_the_source_is_kept(tmp_path: P
         read_dataset(str(tmp_path / "none.jsonl"), "retrieval")
     with pytest.raises(InputError, match="must be a URL of a known kind"):
         read_dataset("nowhere://bucket/pairs.jsonl", "retrieval")
+
+
+def test_the_file_and_row_at_fault_of_a_folder_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(PAIRS[:12]))
+    (tmp_path / "b.jsonl").write_bytes(lines([*PAIRS[12:14], {**PAIRS[14], "passage": 3}]))
+    with pytest.raises(InputError, match=f"{tmp_path}: b.jsonl: example 3: 'passage' must be a text, got int"):
+        read_dataset(str(tmp_path), "retrieval")
+    (tmp_path / "b.jsonl").write_bytes(lines([{"text": "no lang", "lang": "jp"}]))
+    (tmp_path / "a.jsonl").write_bytes(lines([{"text": "one"}]))
+    with pytest.raises(InputError, match=f"{tmp_path}: b.jsonl: example 1: 'lang' must be a language's code"):
+        read_texts([str(tmp_path)], print)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_graded_pairs_behind_a_first_row_without_a_grade_are_no_positives(tmp_path: Path, in_memory: bool) -> None:
+    rows = [{"text_a": f"a {i}", "text_b": f"b {i}"} for i in range(9)]
+    graded = [*rows[:4], *({**row, "score": i / 9} for i, row in enumerate(rows[4:]))]
+    data = tmp_path / "sts.jsonl"
+    sentence = f"{data}: example 5 must be of the kind of the first example (text_a, text_b) for text-matching, got "
+    for found in (graded, rows):
+        data.write_bytes(lines(found))
+        if found is rows:
+            assert read_dataset(str(data), "text-matching", found if in_memory else None).kind == "equals"
+            continue
+        with pytest.raises(InputError) as error:
+            read_dataset(str(data), "text-matching", found if in_memory else None)
+        assert str(error.value).startswith(f"{sentence}text_a, text_b, score; give all")
+
+
+def test_a_cache_without_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_bytes(lines(PAIRS[:10]))
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.arrow_writer.ArrowWriter, "write_table", full)
+        with pytest.raises(InputError, match="with room left, got .*: .*No space left on device; make room, or set HF_D"):
+            read_dataset(str(data), "retrieval")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", data / "datasets")
+    with pytest.raises(InputError, match=f"the cache of datasets must be a folder to write in, .*got {data}/datasets: "):
+        read_dataset(str(data), "retrieval")
+    assert len(read_dataset(str(data), "retrieval", PAIRS[:10])) == 10
 
 
 def test_running_text_is_stored_as_windows_of_tokens(model_folder: Path, tmp_path: Path) -> None:

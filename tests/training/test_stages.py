@@ -377,7 +377,7 @@ def test_a_student_learns_from_a_teacher_of_another_width_through_a_matrix(
     for broken, sentence in (
         ({"embedding": [1.0, None]}, "example 3: 'embedding' must be a list of finite numbers"),
         ({"embedding": [0.0] * 48}, "example 3: 'embedding' must be a list of finite numbers, not all 0"),
-        ({"embedding": [1.0] * 47}, "embedding must be of one teacher, got vectors of [47, 48] numbers"),
+        ({"embedding": [1.0] * 47}, "example 3: embedding must be of one teacher, got vectors of [47, 48] numbers"),
     ):
         lines = [row | broken if i == 2 else row for i, row in enumerate(rows)]
         data.write_text("".join(json.dumps(row) + "\n" for row in lines))
