@@ -87,6 +87,6 @@ def _write(records: Iterator[Record], output: Path) -> tuple[int, int]:
     count = negatives = 0
     with whole_file(output) as partial, partial.open("w", encoding="utf-8") as file:
         for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")  # of dates and decimals
             count, negatives = count + 1, negatives + len(record["negatives"])
     return count, negatives

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from polyvec import Embedder
@@ -89,6 +93,11 @@ def test_files_of_pairs_become_files_of_negatives_and_cases(embedder: Embedder, 
     for row in mined:
         answers = {r["passage"] for r in rows if r["query"] == row["query"]}
         assert not answers & set(row["negatives"]) and len(row["negatives"]) <= 3
+    dated = tmp_path / "dated.parquet"
+    pq.write_table(pa.Table.from_pylist([{**row, "on": date(2026, 1, 2), "cost": Decimal("1.5")} for row in rows]), dated)
+    assert mine_file(embedder, str(dated), output, count=3, margin=1.0) == (pairs, negatives)
+    first = json.loads(output.read_text().splitlines()[0])
+    assert (first["on"], first["cost"]) == ("2026-01-02", "1.5")
     cases, _ = cases_file(embedder, str(data), output, kind="overlap")
     assert cases == len(read_cases(output)) > 0
     with pytest.raises(InputError, match="kind must be one of overlap, entities, polar, quality, got 'f9'"):
