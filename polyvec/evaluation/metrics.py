@@ -21,13 +21,14 @@ def cosines(first: Vectors, second: Vectors) -> Floats:
 
 
 def ndcg(gains: Floats, judged: Floats, k: int) -> float:
-    """Return nDCG@k of one query, gains as graded. (P,) by rank, and all grades of the query -> 0..1 (trec_eval)."""
-    best = _discounted(-np.sort(-np.maximum(judged, 0)), k)
+    """Return nDCG@k of one query, gains as graded, those below 0 as 0. (P,) by rank, and all grades of the query -> 0..1
+    (trec_eval)."""
+    best = _discounted(-np.sort(-judged), k)
     return _discounted(gains, k) / best if best else 0.0
 
 
 def _discounted(gains: Floats, k: int) -> float:
-    kept = gains[:k]
+    kept = np.maximum(gains[:k], 0)
     return float((kept / np.log2(np.arange(2, len(kept) + 2))).sum())
 
 
