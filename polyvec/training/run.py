@@ -162,8 +162,8 @@ def make_run(values: Mapping[str, Any], *, source: str) -> Run:
 def _typed(key: str, value: Any, kind: Any, source: str) -> Any:
     if get_origin(kind) is tuple:
         inner = get_args(kind)[0]
-        if isinstance(value, list) and all(type(item) is inner for item in value):
-            return tuple(value)
+        if isinstance(value, list):
+            return tuple(_typed(f"each of {key}", item, inner, source) for item in value)
         raise InputError(f"{source}: {key} must be a list of {_NAMES[inner]}, got {value!r}")
     if kind is float and type(value) is int:
         return float(value)
@@ -175,7 +175,7 @@ def _typed(key: str, value: Any, kind: Any, source: str) -> Any:
 def _parse(key: str, text: str, kind: type | types.GenericAlias | None) -> Any:
     """Return a change from the command line as a TOML value; text needs no quotes there."""
     if get_origin(kind) is tuple:
-        return text.split(",")
+        return [_parse(key, item, get_args(kind)[0]) for item in text.split(",")]
     if kind is str:
         return text
     try:

@@ -425,12 +425,15 @@ def test_a_run_never_writes_over_something_else(make: Callable[..., Run], tmp_pa
 def test_a_run_is_checked_before_it_starts(tmp_path: Path) -> None:
     good = {"stage": "pairs", "data": ["a.jsonl"], "output": "out", "steps": 2}
     assert make_run(good, source="run.toml").temperature == 0.05
+    assert make_run({**good, "shares": [2]}, source="run.toml").shares == (2.0,)
     for change, sentence in (
         ({"learnig_rate": 1e-3}, "every field must be of a run, got 'learnig_rate'; did you mean 'learning_rate'?"),
         ({"stage": "pretrain"}, "stage must be one of mlm, distillation, pairs"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"steps": "many"}, "steps must be a whole number, got 'many'"),
         ({"data": "a.jsonl"}, "data must be a list of text, got 'a.jsonl'"),
+        ({"data": ["a.jsonl", 3]}, "each of data must be text, got 3"),
+        ({"shares": [True]}, "each of shares must be a number, got True"),
         ({"rope_theta": 0.5}, "rope_theta must be greater than 1, or 0 for the model's, got 0.5"),
         ({"architecture": "tiny"}, "tokenizer must be given with an architecture"),
         ({"mask_rate": 1}, "mask_rate must be between 0 and 1, got 1.0"),
@@ -486,6 +489,9 @@ def test_every_recipe_is_a_run_and_takes_changes() -> None:
     ):
         run = read_run(name, {"steps": "7", "data": "x.jsonl,y.jsonl", "output": "there"})
         assert (run.steps, run.data, run.output) == (7, ("x.jsonl", "y.jsonl"), "there")
+    assert read_run("separation", {"shares": "2.0, 1"}).shares == (2.0, 1.0)
+    with pytest.raises(InputError, match="--set shares must be a TOML value, got 'much'"):
+        read_run("separation", {"shares": "1,much"})
 
 
 def test_data_that_does_not_fit_is_named(make: Callable[..., Run], tmp_path: Path) -> None:
