@@ -70,8 +70,11 @@ def orthogonal_regularisation(embeddings: Tensor) -> Tensor:
     """Global orthogonal regularisation (arXiv 1708.06320, section 3): texts that do not match, like random directions.
 
     The squared mean of the cosines plus what the mean of their squares has above 1 / M, over every two rows of the
-    (B, M) ``embeddings`` of different texts. Vectors that fill their space lose less when they are cut to bits.
+    (B, M) ``embeddings`` of different texts. Vectors that fill their space lose less when they are cut to bits. A text
+    alone has no other: 0.
     """
+    if len(embeddings) < 2:
+        return embeddings.new_zeros(())
     first, second = torch.triu_indices(len(embeddings), len(embeddings), offset=1, device=embeddings.device)
     cosines = (embeddings @ embeddings.T)[first, second]
     return cosines.mean() ** 2 + (cosines.square().mean() - 1 / embeddings.shape[-1]).clamp_min(0.0)

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 class GroupedSampler:
     """Draws a group, in proportion to its size to the power ``smoothing``, then numbers of its records, none twice.
 
-    ``keys`` tells the group of each record, from number 0 on; a group of fewer than ``smallest`` is left out. A draw is
-    a function of (seed, step) alone, so that a run can resume at any step. ``mass`` is the sum of all groups' sizes to
-    that power. Eight bytes a record are kept.
+    ``keys`` tells the group of each record, from number 0 on; a group of fewer than ``smallest`` is left out, and all
+    may be: ``groups`` are those that stay, ``num_records`` counts their records. A draw is a function of (seed, step)
+    alone, so that a run can resume at any step. ``mass`` is the sum of all groups' sizes to that power. Eight bytes a
+    record are kept.
     """
 
     def __init__(self, keys: Iterable[Hashable], *, smallest: int = 1, smoothing: float = 0.5, seed: int = 0) -> None:
@@ -24,7 +25,9 @@ class GroupedSampler:
         for number, key in enumerate(keys):
             groups.setdefault(key, array("q")).append(number)
         self.groups = [numbers for numbers in groups.values() if len(numbers) >= smallest]
-        self.mass, self._shares = _shares([len(numbers) for numbers in self.groups], smoothing)
+        sizes = [len(numbers) for numbers in self.groups]
+        self.num_records = sum(sizes)
+        self.mass, self._shares = _shares(sizes, smoothing)
         self.seed = seed
 
     def draw(self, step: int, count: int) -> list[int]:

@@ -7,8 +7,9 @@ dataset's own loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ Objective = Callable[[Encode, int], Tensor]
 #: A query, its answer, and hard negatives.
 Pair = tuple[str, str, Sequence[str]]
 Draw = Callable[[int], list[Pair]]
+_ALONE = "are alone in their lang and source"
 _SEPARATED = 4  # texts a class in a batch of the separation adapter
 
 
@@ -95,41 +97,49 @@ def _part(run: Run, dataset: Dataset, tasks: Sequence[str | None], dims: Sequenc
     return _Part(loss, mass, left_out)
 
 
-def _sampler(run: Run, dataset: Dataset) -> GroupedSampler:
-    """Return one whose batches share language and source."""
-    return GroupedSampler(dataset.walk("lang", "source"), smoothing=run.smoothing, seed=run.seed)
+def _sampler(run: Run, dataset: Dataset, groups: Iterable[tuple[Any, ...]]) -> GroupedSampler:
+    """Return one whose batches share language and source, which ``groups`` tells of each pair. A pair alone in its
+    group has no other to be told apart from, and is never drawn."""
+    sampler = GroupedSampler(groups, smallest=2, smoothing=run.smoothing, seed=run.seed)
+    if not sampler.groups:
+        raise InputError(
+            f"{dataset.source} must hold two pairs of one lang and source to tell apart, got none in {len(dataset)} "
+            "examples; add examples, or leave out the columns lang and source"
+        )
+    return sampler
 
 
 def _pairs(run: Run, dataset: Dataset) -> tuple[Draw, float, str]:
-    sampler = _sampler(run, dataset)
+    sampler = _sampler(run, dataset, dataset.walk("lang", "source"))
     sides = COLUMNS[dataset.kind]
 
     def draw(step: int) -> list[Pair]:
         rows = dataset.take(sampler.draw(step, run.batch_size))
         return [(row[sides[0]], row[sides[1]], row["negatives"]) for row in rows]
 
-    return draw, sampler.mass, ""
+    return draw, sampler.mass, left_out_of(len(dataset), sampler.num_records, "pairs", f"that {_ALONE}")
 
 
 def _inferences(run: Run, dataset: Dataset) -> tuple[Draw, float, str]:
     """Premises as queries of the hypotheses that they entail, with those that they contradict as negatives
     (arXiv 1908.10084 and after; neutral ones are neither)."""
     entailed: list[int] = []
+    premises: list[str] = []
     groups: list[tuple[str, str]] = []
-    premises: set[str] = set()
     contradicted: dict[str, list[int]] = {}
     for number, (premise, label, *group) in enumerate(dataset.walk("premise", "label", "lang", "source")):
         if label == "entailment":
             entailed.append(number)
+            premises.append(premise)
             groups.append((group[0], group[1]))
-            premises.add(premise)
         elif label == "contradiction":
             contradicted.setdefault(premise, []).append(number)
     if not entailed:
         raise InputError(f"{dataset.source} must hold an entailment, got {len(dataset)} examples of other labels")
-    used = len(entailed) + sum(len(numbers) for premise, numbers in contradicted.items() if premise in premises)
-    why = "that are neutral, or contradict a premise that entails nothing"
-    sampler = GroupedSampler(groups, smoothing=run.smoothing, seed=run.seed)
+    sampler = _sampler(run, dataset, groups)
+    entailing = {premises[i] for group in sampler.groups for i in group}
+    used = sampler.num_records + sum(len(numbers) for p, numbers in contradicted.items() if p in entailing)
+    why = f"that are neutral, or contradict a premise that entails nothing, or {_ALONE}"
 
     def draw(step: int) -> list[Pair]:
         rows = dataset.take([entailed[i] for i in sampler.draw(step, run.batch_size)])
@@ -144,14 +154,14 @@ def _inferences(run: Run, dataset: Dataset) -> tuple[Draw, float, str]:
 
 
 def _graded(run: Run, dataset: Dataset, task: str | None, dims: Sequence[int]) -> _Part:
-    sampler = _sampler(run, dataset)
+    sampler = _sampler(run, dataset, dataset.walk("lang", "source"))
 
     def loss(encode: Encode, step: int) -> Tensor:
         rows = dataset.take(sampler.draw(step, run.batch_size))
         graded = [(row["text_a"], row["text_b"], row["score"]) for row in rows]
         return graded_step(encode, graded, task=task, dims=dims, temperature=run.temperature)
 
-    return _Part(loss, sampler.mass)
+    return _Part(loss, sampler.mass, left_out_of(len(dataset), sampler.num_records, "pairs", f"that {_ALONE}"))
 
 
 def _labelled(run: Run, dataset: Dataset, task: str | None, dims: Sequence[int]) -> _Part:
@@ -183,7 +193,7 @@ def _labelled(run: Run, dataset: Dataset, task: str | None, dims: Sequence[int])
 
 
 def _distillation(run: Run, dataset: Dataset, dims: Sequence[int], projection: Tensor | None) -> _Part:
-    sampler = _sampler(run, dataset)
+    sampler = GroupedSampler(dataset.walk("lang", "source"), smoothing=run.smoothing, seed=run.seed)
     width = dataset.embeddings([0]).shape[1]
     wanted = max(dims) if projection is None else projection.shape[1]
     if width != wanted:

@@ -240,6 +240,23 @@ def test_what_no_step_draws_is_counted(make: Callable[..., Run], tmp_path: Path)
         sentences: list[str] = []
         run_stage(make(stage, steps=1, data=(str(data),), output=str(tmp_path / stage)), notice=sentences.append)
         assert [told.startswith(f"{data}: {sentence}") for told in sentences] == [True], sentences
+    pairs = [{**row, "lang": "de" if i else "en"} for i, row in enumerate(rows_of("pairs"))]
+    graded = [{"text_a": row["query"], "text_b": row["passage"], "score": i, "lang": row["lang"]}
+              for i, row in enumerate(pairs)]  # fmt: skip
+    for stage, rows, options in (
+        ("retrieval", pairs, {"orthogonality": 1.0}),
+        ("text-matching", graded, {}),
+        ("text-matching", [{k: v for k, v in row.items() if k != "score"} for row in graded], {"orthogonality": 1.0}),
+    ):
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        sentences = []
+        output = str(tmp_path / f"{stage} {len(rows[0])}")
+        run = make(stage, steps=4, smoothing=0.0, data=(str(data),), output=output, **options)
+        assert min(run_stage(run, notice=sentences.append)) > 0
+        assert sentences == [f"{data}: left out 1 of {len(rows)} pairs that are alone in their lang and source"]
+    data.write_text("".join(json.dumps({**row, "source": str(i)}) + "\n" for i, row in enumerate(pairs)))
+    with pytest.raises(InputError, match=f"must hold two pairs of one lang and source to tell apart, got none in {len(pairs)}"):
+        run_stage(make("retrieval", data=(str(data),), output=str(tmp_path / "none")))
     data.write_text("".join(json.dumps({**row, "label": "neutral" if i else "contradiction"}) + "\n"
                             for i, row in enumerate(inferences)))  # fmt: skip
     with pytest.raises(InputError, match="must hold an entailment, got 12 examples of other labels"):

@@ -473,6 +473,7 @@ def test_further_terms_equal_those_of_sentence_transformers() -> None:
 
 def test_orthogonal_regularisation_wants_random_directions() -> None:
     assert float(orthogonal_regularisation(torch.eye(16))) == 0.0
+    assert float(orthogonal_regularisation(torch.eye(1))) == 0.0  # a text alone
     assert float(orthogonal_regularisation(torch.ones(5, 4) / 2)) == pytest.approx(1 + 1 - 1 / 4)
     assert float(orthogonal_regularisation(unit(400, 64))) < 1e-3
 
