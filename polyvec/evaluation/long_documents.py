@@ -48,7 +48,7 @@ def passkey(count: int = DOCUMENTS, lengths: Sequence[int] = LENGTHS) -> list[Su
             secret = f"{name}'s pass key is {key}. Remember it. {key} is the pass key for {name}"
             corpus[f"d{i}"] = ". ".join((*sentences[:at], secret, *sentences[at:]))
         queries = {f"q{i}": f"What is the pass key for {name}?" for i, name in enumerate(names)}
-        suites.append(_suite("passkey", "", length, queries, corpus))
+        suites.append(_suite("passkey", "", length, queries, corpus, "passkey"))
     return suites
 
 
@@ -86,7 +86,7 @@ def needle(
                         break
                 corpus[f"d{i}"] = "\n".join(parts)
             queries = {f"q{i}": row["query"] for i, row in enumerate(chosen)}
-            suites.append(_suite("needle", lang, length, queries, corpus))
+            suites.append(_suite("needle", lang, length, queries, corpus, str(path)))
     if not suites:
         raise InputError(
             f"{path} must hold ten passages of at most {min(lengths) - _ROOM} tokens in a language, and "
@@ -115,15 +115,15 @@ def articles(
         queries = {f"q{i}": row["title"] for i, row in enumerate(chosen)}
         for length in lengths:
             corpus = {f"d{i}": _cut(row["text"], length - _ROOM) for i, row in enumerate(chosen)}
-            suites.append(_suite("articles", lang, length, queries, corpus))
+            suites.append(_suite("articles", lang, length, queries, corpus, str(path)))
     if not suites:
         raise InputError(f"{path} must hold ten titled texts of {max(lengths) // 2} tokens in a language, got fewer")
     return suites
 
 
-def _suite(name: str, lang: str, length: int, queries: dict[str, str], corpus: dict[str, str]) -> Suite:
+def _suite(name: str, lang: str, length: int, queries: dict[str, str], corpus: dict[str, str], source: str) -> Suite:
     qrels = {f"q{i}": {f"d{i}": 1} for i in range(len(queries))}
-    return Suite("retrieval", name, Ranking(queries, corpus, qrels), f"{lang} {length}".strip(), length)
+    return Suite("retrieval", name, Ranking(queries, corpus, qrels), f"{lang} {length}".strip(), length, source)
 
 
 def _by_language(rows: Sequence[Record]) -> dict[str, list[Record]]:

@@ -99,8 +99,10 @@ def read_suites(path: Path, *, kind: str | None = None, limit: int = 0, langs: C
         "classification": _classification,
     }
     build = builders.get(chosen, _plain)
-    name = path.stem
-    return [Suite(chosen, name, build(rows[: limit or None], chosen, path), group) for group, rows in groups.items()]
+    return [
+        Suite(chosen, path.stem, build(rows[: limit or None], chosen, path), group, source=str(path))
+        for group, rows in groups.items()
+    ]
 
 
 def _group(row: Record) -> str:
@@ -113,7 +115,7 @@ def _failure_cases(path: Path, limit: int) -> Suite:
         {"query": case.query, "positives": [case.passage], "negatives": list(case.negatives)}
         for case in read_cases(path)[: limit or None]
     ]
-    return Suite("failure-cases", path.stem, _reranking(rows, "failure-cases", path))
+    return Suite("failure-cases", path.stem, _reranking(rows, "failure-cases", path), source=str(path))
 
 
 def _first_column(path: Path) -> str:
@@ -207,7 +209,7 @@ def read_beir(folder: Path, *, split: str = "test") -> Suite:
         check_ranking(data)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
-    return Suite("retrieval", folder.resolve().name, data)
+    return Suite("retrieval", folder.resolve().name, data, source=str(folder))
 
 
 def _texts_by_id(path: Path) -> dict[str, str]:

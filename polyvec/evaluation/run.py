@@ -88,8 +88,8 @@ def plan(
     """Return the cells of every combination that makes sense; a width of None is the model's full one.
 
     A peer without tasks has no variants of them, and one that compares words no suites but those of ranking.
-    ``every_width`` adds the trained ones. Raises ``InputError`` for a width that a model lacks, and where nothing is
-    left to measure.
+    ``every_width`` adds the trained ones. Raises ``InputError`` for a width that a model lacks, where nothing is left
+    to measure, and for two cells of one name, which would share a file.
     """
     cells = []
     for system in systems:
@@ -117,6 +117,14 @@ def plan(
             f"{', '.join(s.name for s in systems)} must fit a suite's kind, got {', '.join({s.kind for s in suites})}; "
             "bm25 ranks passages alone"
         )
+    named: dict[str, Cell] = {}
+    for cell in cells:
+        other = named.setdefault(cell.file_name, cell)
+        if other is not cell:
+            raise InputError(
+                f"models and data must have names that differ, got {cell.label} twice, of {other.suite.source} and "
+                f"{cell.suite.source}; rename one, or measure it into an --output folder of its own"
+            )
     return cells
 
 

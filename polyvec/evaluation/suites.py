@@ -78,7 +78,8 @@ class Labelled:
 class Suite:
     """Data of one kind of ``TASKS``, under a name; ``group`` is a language or source within it.
 
-    ``num_tokens`` is the length of its texts where the length is what is varied, else 0.
+    ``num_tokens`` is the length of its texts where the length is what is varied, else 0; ``source`` the file or folder
+    that it was read from.
     """
 
     kind: str
@@ -86,6 +87,7 @@ class Suite:
     data: Pairs | Ranking | Labelled
     group: str = ""
     num_tokens: int = 0
+    source: str = ""
 
     @property
     def label(self) -> str:

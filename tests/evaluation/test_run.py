@@ -176,6 +176,17 @@ def test_vectors_with_nan_end_a_run_and_leave_what_is_there(tmp_path: Path) -> N
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_two_files_of_one_name_end_the_command_before_any_work(tmp_path: Path) -> None:
+    files = [tmp_path / folder / "test.jsonl" for folder in ("mine", "yours")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text('{"query": "rain?", "passage": "Rain falls."}\n')
+    command = ["evaluate", *map(str, files), "--model", "bm25", "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2 and not (tmp_path / "out").exists()
+    assert f"got bm25 on test (retrieval) twice, of {files[0]} and {files[1]}; rename one" in result.stderr
+
+
 def test_results_of_other_weights_end_the_command(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text('{"query": "rain?", "passage": "Rain falls."}\n')
     command = ["evaluate", str(tmp_path / "pairs.jsonl"), "--model", "bm25", "-o", str(tmp_path / "out"), "--json"]
