@@ -60,11 +60,12 @@ def measure(way: str, options: argparse.Namespace) -> dict[str, float]:
     parts, places = list(rows.split(8)), torch.arange(len(rows))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = []
-    for _ in range(options.steps + 1):
+    for step in range(options.steps + 1):
         started = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         if "cached" in way:
-            for share in cached_shares(lambda encode: loss_of(encode([], None)), lambda *_: (parts, places), embed):
+            places_of = lambda *_: (parts, places)  # noqa: E731
+            for share in cached_shares(lambda encode: loss_of(encode([], None)), places_of, embed, seed=(step,)):
                 share.backward()
         else:
             loss_of(torch.cat([embed(part) for part in parts])).backward()

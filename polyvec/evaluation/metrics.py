@@ -21,7 +21,7 @@ def cosines(first: Vectors, second: Vectors) -> Floats:
 
 
 def ndcg(gains: Floats, judged: Floats, k: int) -> float:
-    """Return nDCG@k of one query, gains as graded, those below 0 as 0. (P,) by rank, and all grades of the query -> 0..1
+    """Return nDCG@k of one query, gains as graded, below 0 as 0. (P,) by rank, and all grades of the query -> 0..1
     (trec_eval)."""
     best = _discounted(-np.sort(-judged), k)
     return _discounted(gains, k) / best if best else 0.0

@@ -25,7 +25,7 @@ from polyvec.training import distributed
 
 
 class Checkpoint:
-    """Parameters, optimiser state, random state and losses of a run, kept in the file ``path`` and those that it names.
+    """Parameters, optimiser state and losses of a run, kept in the file ``path`` and those that it names.
 
     ``run`` is everything that decides what the run computes, as JSON values: it is recorded whole, and a file of
     another run is refused. Values under a key of ``free`` may differ all the same, and those under one of
@@ -75,7 +75,6 @@ class Checkpoint:
         if not is_first:
             return
         own["losses"] = torch.tensor(losses, dtype=torch.float64)
-        own |= {f"random.{i}": state for i, state in enumerate(distributed.random_states())}
         with whole_file(self.path) as partial:
             save_file(own, partial, metadata={"run": json.dumps(self.run), "others": json.dumps(others)})
         for file in self.path.parent.glob(self.parts):
@@ -123,8 +122,6 @@ class Checkpoint:
                     is_like = tensor.shape == like.shape
                     state.setdefault(int(i), {})[key] = distributed.place_like(tensor, like) if is_like else tensor
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-            states = sorted(name for name in files[0].keys() if name.startswith("random."))  # noqa: SIM118
-            distributed.set_random_states([files[0].get_tensor(name) for name in states])
             return losses
 
     @contextmanager

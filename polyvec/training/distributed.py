@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -38,17 +39,10 @@ def processes() -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
-def random_states() -> list[Tensor]:
-    """Return what the next random numbers of this process come from: of the CPU, then of its GPU if it uses one."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]  # type: ignore[no-untyped-call]
-
-
-def set_random_states(states: Sequence[Tensor]) -> None:
-    """Go back to what ``random_states`` returned; the state of a GPU that is not here is left out."""
-    torch.set_rng_state(states[0])
-    for state in states[1:]:
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.set_rng_state(state)
+def seed_part(*numbers: int) -> None:
+    """Make what dropout draws next a function of ``numbers`` alone, such as seed, step and part: the same on whichever
+    process the part runs, and after any stop."""
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
 
 
 def world_size() -> int:

@@ -154,7 +154,8 @@ def read_examples(
     first: Record = {}
     total = 0
     read = read_input(source, column=columns[0]) if records is None else _in_memory(records, source, columns[0])
-    for total, (where, record) in enumerate(read, start=1):
+    for where, record in read:
+        total += 1
         row = _checked(record, columns, where, purpose)
         for other in others:
             if all(row.get(column) is not None for column in other):

@@ -33,6 +33,7 @@ def cached_shares(
     embed: Callable[[Part], Tensor],
     heads: Sequence[nn.Parameter] = (),
     *,
+    seed: Sequence[int],
     size_of: Callable[[Part], int] = lambda part: 1,
     room: int = 0,
 ) -> Iterator[Tensor]:
@@ -41,7 +42,8 @@ def cached_shares(
     ``loss_of`` is the step: it embeds what it needs through the function given to it and returns the loss. ``embed``
     maps a part to its (b, D) embeddings. ``heads`` are parameters of the loss itself; their gradient is set at once.
     Parts keep their graph as long as their ``size_of``, in tokens, adds up to ``room`` at most. On several processes
-    the gradients are to be summed over them. Dropout draws the same masks in both passes.
+    the gradients are to be summed over them. Dropout draws a part's masks from ``seed``, another one each step, and the
+    part's number: the same in both passes, on any process.
     """
     calls: list[tuple[list[_Turn[Part]], Tensor]] = []
     left = room
@@ -57,10 +59,11 @@ def cached_shares(
             largest = max(map(size_of, parts[number * size : (number + 1) * size]))
             keeps = largest <= left
             left -= largest if keeps else 0
-            state = distributed.random_states()
+            numbers = (*seed, len(calls), i)
+            distributed.seed_part(*numbers)
             with torch.set_grad_enabled(keeps):
                 vectors = embed(parts[i])
-            turns.append(_Turn(parts[i], state, vectors if keeps else None))
+            turns.append(_Turn(parts[i], numbers, vectors if keeps else None))
             cached.append(vectors.detach())
         rows = distributed.gather_rows(cached, len(parts))
         edges = torch.tensor([0, *map(len, rows)]).cumsum(0).tolist()
@@ -81,10 +84,8 @@ def cached_shares(
     for turn, gradient in sorted(pending, key=lambda each: each[0].vectors is None):
         vectors, turn.vectors = turn.vectors, None
         if vectors is None:
-            after = distributed.random_states()
-            distributed.set_random_states(turn.state)
+            distributed.seed_part(*turn.seed)
             vectors = embed(turn.part)
-            distributed.set_random_states(after)
         # A part that only fills this process's turn runs for the others' sake and adds nothing.
         carrier = (vectors * (torch.zeros_like(vectors) if turn.rows is None else gradient[turn.rows])).sum()
         yield carrier - carrier.detach() + value  # its gradient is the part's, its value a share of the loss
@@ -92,10 +93,10 @@ def cached_shares(
 
 @dataclass
 class _Turn(Generic[Part]):
-    """A part of this process, the random numbers before it, its embeddings if they have a graph, and its rows among
-    all, None where it only fills the turn."""
+    """A part of this process, what its random numbers come from, its embeddings if they have a graph, and its rows
+    among all, None where it only fills the turn."""
 
     part: Part
-    state: list[Tensor]
+    seed: tuple[int, ...]
     vectors: Tensor | None
     rows: slice | None = None

@@ -1,7 +1,7 @@
 """The stages of arXiv 2409.10173, each from a ``Run``: what it reads, which parameters learn, the loss of a step.
 
-Texts and batches of every stage are a function of the seed and the step's number alone, so that a stopped run goes on
-exactly where it was, on any number of processes.
+Texts, batches and the masks of dropout of every stage are a function of the seed and the step's number alone, so that a
+stopped run goes on exactly where it was, on any number of processes.
 """
 
 from __future__ import annotations
@@ -197,8 +197,9 @@ def _prepare(
 
     def shares(step: int) -> Iterator[Tensor]:
         return cached_shares(
-            lambda encode: loss(encode, step), texts.parts, texts.embed, heads, size_of=num_tokens, room=run.part_tokens
-        )
+            lambda encode: loss(encode, step), texts.parts, texts.embed, heads, seed=(run.seed, step),
+            size_of=num_tokens, room=run.part_tokens,
+        )  # fmt: skip
 
     return [(learning, 1.0), (heads, 1.0)], shares, texts.work, left_out
 

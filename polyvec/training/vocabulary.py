@@ -53,7 +53,8 @@ def read_texts(sources: Sequence[str], notice: Callable[[str], None]) -> dict[st
     texts: dict[str, list[str]] = {}
     for source in sources:
         total = kept = 0
-        for total, (where, row) in enumerate(read_input(source, column="text"), start=1):
+        for where, row in read_input(source, column="text"):
+            total += 1
             lang = language_of(row, where)
             if row["text"].strip():
                 kept += 1

@@ -133,6 +133,7 @@ class MaskedWindows:
                 self.work.flops += 3 * head_flops(config, len(places))
             cu_seqlens = np.cumsum([0, *lengths], dtype=np.int32)
             arrays = (torch.from_numpy(array).to(device) for array in (ids, cu_seqlens, places, labels[places]))
+            distributed.seed_part(self.run.seed, step, i)
             with training_kernels(device, bf16=self.run.bf16, longest=max(lengths)):
                 total = model(*arrays, max_seqlen=max(lengths))
             yield total * (float(turn < own) / hidden)

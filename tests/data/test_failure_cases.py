@@ -94,7 +94,9 @@ def test_files_of_pairs_become_files_of_negatives_and_cases(embedder: Embedder, 
         answers = {r["passage"] for r in rows if r["query"] == row["query"]}
         assert not answers & set(row["negatives"]) and len(row["negatives"]) <= 3
     dated = tmp_path / "dated.parquet"
-    pq.write_table(pa.Table.from_pylist([{**row, "on": date(2026, 1, 2), "cost": Decimal("1.5")} for row in rows]), dated)
+    pq.write_table(
+        pa.Table.from_pylist([{**row, "on": date(2026, 1, 2), "cost": Decimal("1.5")} for row in rows]), dated
+    )
     assert mine_file(embedder, str(dated), output, count=3, margin=1.0) == (pairs, negatives)
     first = json.loads(output.read_text().splitlines()[0])
     assert (first["on"], first["cost"]) == ("2026-01-02", "1.5")

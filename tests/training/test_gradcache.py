@@ -9,7 +9,8 @@ from torch import Tensor
 from polyvec.losses import matryoshka, pair_loss
 from polyvec.model.config import tiny
 from polyvec.model.pooling import mean_pool
-from polyvec.training.gradcache import cached_shares
+from polyvec.training import distributed
+from polyvec.training.gradcache import Encode, cached_shares
 from tests.conftest import packed, random_encoder
 
 
@@ -36,20 +37,24 @@ def test_gradcache_equals_the_full_batch(dropout: float, num_parts: int, room: i
             cu_seqlens = torch.tensor([0, *map(len, rows)]).cumsum(0).int()
             return mean_pool(encoder(torch.cat(rows), cu_seqlens, torch.full((len(rows),), 1)), cu_seqlens)
 
-        torch.manual_seed(7)
+        def seeded(number: int) -> Tensor:
+            distributed.seed_part(7, 0, number)
+            return encode(parts[number])
+
         if cached:
             total = 0.0
             places = (parts, torch.arange(10))
             shares = cached_shares(
-                lambda e: loss_of(e([], None) @ head), lambda *_: places, encode, [head], size_of=len, room=room
-            )
+                lambda e: loss_of(e([], None) @ head), lambda *_: places, encode, [head], seed=(7,), size_of=len,
+                room=room,
+            )  # fmt: skip
             for number, share in enumerate(shares):
                 if number == 0:  # what was kept, and the first of the others
                     assert sum(with_graph) in (room, room + 10 // num_parts)
                 share.backward()
                 total += share.item()
         else:
-            loss = loss_of(torch.cat([encode(part) for part in parts]) @ head)
+            loss = loss_of(torch.cat([seeded(number) for number in range(len(parts))]) @ head)
             loss.backward()
             total = loss.item()
         return total, [p.grad for p in (*encoder.parameters(), head) if p.grad is not None]
@@ -61,15 +66,24 @@ def test_gradcache_equals_the_full_batch(dropout: float, num_parts: int, room: i
         torch.testing.assert_close(other, one, atol=1e-6, rtol=1e-5)
 
 
-def test_random_numbers_go_on_after_a_step() -> None:
-    """What is drawn after the step is what the straight run would draw: masks are replayed, not rewound."""
-    weight = torch.nn.Parameter(torch.ones(4))
-    torch.manual_seed(3)
-    parts = ([1.0, 2.0], torch.arange(2))
+def test_masks_follow_from_the_step_and_the_part_alone() -> None:
+    """Whatever random numbers were drawn before, as after a stop; every call and part draws its own."""
+    weight = torch.nn.Parameter(torch.ones(64))
+    parts = ([1.0, 1.0], torch.arange(2))
     dropped = lambda part: torch.nn.functional.dropout(weight * part, 0.5)[None]  # noqa: E731
-    list(cached_shares(lambda encode: encode([], None).sum(), lambda *_: parts, dropped))
-    drawn = torch.rand(3)
-    torch.manual_seed(3)
-    for _ in range(2):
-        torch.nn.functional.dropout(torch.ones(4), 0.5)
-    assert torch.equal(drawn, torch.rand(3))
+
+    def drawn(step: int) -> list[list[float]]:
+        seen: list[list[float]] = []
+
+        def loss(encode: Encode) -> Tensor:
+            vectors = torch.cat([encode([], None), encode([], None)])
+            seen.extend(vectors.tolist())
+            return vectors.sum()
+
+        list(cached_shares(loss, lambda *_: parts, dropped, seed=(0, step)))
+        return seen
+
+    first = drawn(0)
+    torch.rand(3)
+    assert drawn(0) == first
+    assert len({tuple(mask) for mask in first + drawn(1)}) == 8

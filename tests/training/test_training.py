@@ -202,6 +202,7 @@ def run_of(
         noise = torch.randn(width, generator=torch.Generator().manual_seed(step))
         if stop is not None:
             stop(step)
+        torch.manual_seed(step)
         yield (torch.nn.functional.dropout(weight, 0.5) - 1 - 0.1 * noise).square().mean()
 
     checkpoint = Checkpoint(folder / "run.safetensors", every=4, run={"seed": seed})
