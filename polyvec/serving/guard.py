@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 MAX_DEPTH = 32  # of nested JSON; no dialect needs more than 4
 _READ_SECONDS = 60.0  # for a whole body
 _LEFT = 499  # nginx's number for a client that left; in the log and the metrics alone, for nobody is there to see it
-_OPEN_PATHS = frozenset({"/", "/health", "/ready"})
+_OPEN_PATHS = frozenset({"/", "/health", "/ready"})  # to all but what embeds: POST / does
 #: ``bulk`` work gets what interactive work leaves, and a little beside it.
 PRIORITY_HEADER = "x-polyvec-priority"
 #: Seconds within which the caller needs the answer; never more than the server's own limit.
@@ -79,7 +79,7 @@ class Guard:
 
         with self.tracing.request(method, headers) as span:
             try:
-                key = self._authorise(path, headers)
+                key = None if post is None and path in _OPEN_PATHS else self._authorise(headers)
                 CALLER.set(Caller(key, _is_bulk(headers), _timeout(headers)))
                 if post is None:
                     await self.app(scope, receive, send_with_id)
@@ -104,8 +104,8 @@ class Guard:
                 facts = {"request": request_id, "method": method, "route": route, "status": status}
                 _log.info("request", extra={"facts": {**facts, "ms": round(seconds * 1000, 1)}})
 
-    def _authorise(self, path: str, headers: Mapping[str, str]) -> ApiKey | None:
-        if self.keys is None or path in _OPEN_PATHS:
+    def _authorise(self, headers: Mapping[str, str]) -> ApiKey | None:
+        if self.keys is None:
             return None
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         key = self.keys.find(secret.strip())

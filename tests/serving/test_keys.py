@@ -44,6 +44,8 @@ def test_keys_are_asked_for(ask: TestClient, file: Path) -> None:
     assert ask.get("/health").status_code == 200
     assert ask.get("/v1/models").json()["error"]["code"] == "invalid_api_key"
     assert ask.get("/v1/models", headers=bearer(key[:-1])).status_code == 401
+    assert ask.get("/").status_code == 200  # the page; what embeds has its path too
+    assert ask.post("/", json={"inputs": "a"}).status_code == 401
     assert ask.get("/v1/models", headers=bearer(key)).status_code == 200
 
 
