@@ -53,8 +53,7 @@ class Tracing:
             yield {}
             return
         context = self._propagator.extract(dict(headers))
-        kind = self._trace.SpanKind.SERVER
-        with self._tracer.start_as_current_span(method, context, kind, record_exception=False) as span:
+        with self._span(method, context=context, kind=self._trace.SpanKind.SERVER) as span:
             attributes: dict[str, Any] = {"http.request.method": method}
             try:
                 yield attributes
@@ -66,27 +65,31 @@ class Tracing:
 
     def span(self, name: str, **attributes: Any) -> AbstractContextManager[Any]:
         """A span inside the current one."""
-        if self._tracer is None:
-            return _NOTHING
-        own: AbstractContextManager[Any] = self._tracer.start_as_current_span(
-            name, attributes=attributes, record_exception=False
-        )
-        return own
+        return _NOTHING if self._tracer is None else self._span(name, attributes=attributes)
 
     def link(self) -> Any:
         """Return what links a batch to the current span, None without one."""
         return None if self._tracer is None else self._trace.Link(self._trace.get_current_span().get_span_context())
 
-    @contextlib.contextmanager
-    def batch(self, links: Sequence[Any], **attributes: Any) -> Iterator[None]:
+    def batch(self, links: Sequence[Any], **attributes: Any) -> AbstractContextManager[Any]:
         """A span of a trace of its own, linked to those of the requests in it."""
         if self._tracer is None:
-            yield
-            return
+            return _NOTHING
         own = {id(link): link for link in links if link is not None}.values()
         root = self._trace.set_span_in_context(self._trace.INVALID_SPAN)
-        with self._tracer.start_as_current_span("batch", root, links=list(own), attributes=attributes):
-            yield
+        return self._span("batch", context=root, links=list(own), attributes=attributes)
+
+    @contextlib.contextmanager
+    def _span(self, name: str, **options: Any) -> Iterator[Any]:
+        """The current span. An exception says that it failed and no more, for the message may quote a text."""
+        with self._tracer.start_as_current_span(
+            name, record_exception=False, set_status_on_exception=False, **options
+        ) as span:
+            try:
+                yield span
+            except Exception:
+                span.set_status(self._trace.StatusCode.ERROR)
+                raise
 
     def close(self) -> None:
         if self._tracer is not None:

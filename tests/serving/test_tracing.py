@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
 from polyvec.serving.tracing import Tracing
 from tests.serving.process import start, stop
@@ -73,3 +74,22 @@ def test_without_an_endpoint_there_are_none(monkeypatch: pytest.MonkeyPatch) -> 
     with tracing.request("GET", {}) as span, tracing.span("tokenise"):
         assert span == {} and tracing.link() is None
     tracing.close()
+
+
+def test_what_fails_says_so_without_its_message(received: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "polyvec")  # which it would set itself, and leave
+    tracing = Tracing()
+    with pytest.raises(ValueError, match=SECRET), tracing.span("tokenise"):
+        raise ValueError(SECRET)
+    with pytest.raises(ValueError, match=SECRET), tracing.batch([], rows=1):
+        raise ValueError(SECRET)
+    tracing.close()
+    requests = [ExportTraceServiceRequest.FromString(data) for data in received]
+    spans = [
+        s for request in requests for one in request.resource_spans for scope in one.scope_spans for s in scope.spans
+    ]
+    assert [(span.name, span.status.code, span.status.message) for span in spans] == [
+        ("tokenise", Status.STATUS_CODE_ERROR, ""),
+        ("batch", Status.STATUS_CODE_ERROR, ""),
+    ]
+    assert not any(b"sentence" in data for data in received)
