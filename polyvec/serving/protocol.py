@@ -12,7 +12,9 @@ _HEAD_BYTES = 65_536
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """Closes a connection whose head is late or large. The body's limits are the guard's."""
+    """Closes a connection whose head is late or large, or whose body goes on after its answer. Until that the body's
+    limits are the guard's.
+    """
 
     _due: asyncio.TimerHandle | None = None
     _is_in_head = True
@@ -24,13 +26,14 @@ class PatientProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._head_bytes += len(data)
-        super().data_received(data)
-        if not self._is_in_head:
-            return
-        if self._due is None:  # a head that came whole needs no timer
-            self._expect_head()
-        elif self._head_bytes > _HEAD_BYTES:
-            self._give_up()
+        super().data_received(data)  # which ends the wait between requests
+        if self._is_in_head:
+            if self._due is None:  # a head that came whole needs no timer
+                self._expect_head()
+            elif self._head_bytes > _HEAD_BYTES:
+                self._give_up()
+        elif self._due is None and self._is_answered():  # the rest of a body that nobody reads any more
+            self._due = self.loop.call_later(HEAD_SECONDS, self._give_up)
 
     def on_message_begin(self) -> None:
         self._is_in_head, self._head_bytes = True, 0
@@ -57,8 +60,11 @@ class PatientProtocol(HttpToolsProtocol):
             self._due = None
 
     def _give_up(self) -> None:
-        cycle: Any = self.cycle
-        if cycle is None or cycle.response_complete:  # else an earlier request of this connection is being answered
+        if self._is_answered():
             self.transport.close()
-        else:
+        else:  # an earlier request of this connection is being answered
             self._expect_head()
+
+    def _is_answered(self) -> bool:
+        cycle: Any = self.cycle
+        return cycle is None or cycle.response_complete

@@ -154,6 +154,18 @@ def test_a_head_without_end_is_closed(client: httpx.Client) -> None:
                 connection.sendall(b"y" * 65536)
 
 
+def test_a_body_that_goes_on_after_its_answer_is_not_waited_for(client: httpx.Client) -> None:
+    url = client.base_url
+    with socket.create_connection((url.host, url.port)) as connection:
+        connection.settimeout(20)
+        connection.sendall(b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\ncontent-length: 99\r\n\r\n")
+        answer = b""
+        while b"content-type must be" not in answer:
+            answer += connection.recv(65536)
+        connection.sendall(b"{")
+        assert answer.startswith(b"HTTP/1.1 415") and connection.recv(1) == b""  # closed
+
+
 def test_clients_that_leave_take_their_work_with_them(client: httpx.Client, embedder: Embedder) -> None:
     texts = [text * 15 for text in texts_of(60)]
     expected = embedder.encode(texts)
