@@ -78,37 +78,36 @@ def run(settings: Settings) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[lines])
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # no line has them
     keys = None if settings.api_keys is None else Keys(settings.api_keys)
-    listener = _listen(settings.host, settings.port)
-    workers = open_workers(_worker_settings(settings))
-    embedder = Embedder(settings.model, engine=workers[0])
-    service = Service(
-        embedder,
-        queue_tokens=settings.queue_tokens,
-        max_seconds=settings.max_seconds,
-        cache_rows=settings.cache_rows,
-        workers=workers,
-    )
-    app: ASGIApp = make_app(service, keys=keys, max_body_bytes=settings.max_body_bytes)
-    if settings.cors_origins:
-        origins = list(settings.cors_origins)
-        app = CORSMiddleware(app, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-    gc.collect()
-    gc.freeze()  # to look through all that was imported takes 20 ms, and a full collection comes every 2,000 requests
-    config = uvicorn.Config(
-        app,
-        http=PatientProtocol,
-        ws="none",
-        log_config=None,  # its lines are ours too
-        access_log=False,  # the guard logs requests, with their ids
-        log_level="warning",
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=_STOP_SECONDS,
-        server_header=False,
-        proxy_headers=False,  # nothing here asks where a request comes from
-    )
-    address = f"http://{settings.host}:{listener.getsockname()[1]}"
-    print(f"polyvec serves {embedder.model_name} at {address}", file=sys.stderr, flush=True)
-    _Server(config, service, lines).run(sockets=[listener])
+    with _listen(settings.host, settings.port) as listener, open_workers(_worker_settings(settings)) as workers:
+        embedder = Embedder(settings.model, engine=workers[0])
+        service = Service(
+            embedder,
+            queue_tokens=settings.queue_tokens,
+            max_seconds=settings.max_seconds,
+            cache_rows=settings.cache_rows,
+            workers=workers,
+        )
+        app: ASGIApp = make_app(service, keys=keys, max_body_bytes=settings.max_body_bytes)
+        if settings.cors_origins:
+            origins = list(settings.cors_origins)
+            app = CORSMiddleware(app, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+        gc.collect()
+        gc.freeze()  # a look through all that was imported takes 20 ms, and one comes every 2,000 requests
+        config = uvicorn.Config(
+            app,
+            http=PatientProtocol,
+            ws="none",
+            log_config=None,  # its lines are ours too
+            access_log=False,  # the guard logs requests, with their ids
+            log_level="warning",
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=_STOP_SECONDS,
+            server_header=False,
+            proxy_headers=False,  # nothing here asks where a request comes from
+        )
+        address = f"http://{settings.host}:{listener.getsockname()[1]}"
+        print(f"polyvec serves {embedder.model_name} at {address}", file=sys.stderr, flush=True)
+        _Server(config, service, lines).run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -15,10 +15,9 @@ import os
 import pickle
 import signal
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -82,27 +81,37 @@ class _Facts:
 
 
 class _Child:
-    """One process, with a pipe for each caller that it may have at one time. Raises what opening the model raises."""
+    """One process, with a pipe for each caller that it may have at one time. ``open`` waits for its model."""
+
+    is_up = False
+    facts: _Facts
 
     def __init__(self, settings: WorkerSettings) -> None:
         ours, theirs = zip(*(_PROCESSES.Pipe() for _ in range(_most_callers(settings))), strict=True)
+        self._connections: tuple[Connection[Any, Any], ...] = ours
+        self._idle: SimpleQueue[Connection[Any, Any]] = SimpleQueue()
         self.process = _PROCESSES.Process(target=_work, args=(theirs, settings), daemon=True)
         self.process.start()
         for connection in theirs:
             connection.close()
+
+    def open(self) -> None:
+        """Wait until the process is up, or end it. Raises what opening the model raises, or ``WorkerLostError``."""
+        said: Any = None
+        first = self._connections[0]
         try:
-            said = ours[0].recv() if ours[0].poll(_START_SECONDS) else None
-        except EOFError:
-            said = None
-        self._connections: tuple[Connection[Any, Any], ...] = ours
+            if first.poll(_START_SECONDS):
+                said = first.recv()
+        except (EOFError, OSError):  # it died, or was ended meanwhile
+            pass
+        finally:
+            if not isinstance(said, _Facts):  # for an interrupt too: without its parent's word it never ends
+                self.process.kill()
+                self._close()
         if not isinstance(said, _Facts):
-            self.process.kill()
-            self._close()
             raise said if isinstance(said, PolyvecError) else WorkerLostError("the worker process did not come up")
-        self.facts = said
-        self.is_up = True
-        self._idle: SimpleQueue[Connection[Any, Any]] = SimpleQueue()
-        for connection in ours:
+        self.facts, self.is_up = said, True
+        for connection in self._connections:
             self._idle.put(connection)
 
     def call(self, method: str, on_lane: bool, batch: Batch) -> NDArray[np.float32]:
@@ -127,11 +136,14 @@ class _Child:
         return result
 
     def end(self) -> None:
-        """End the process, which is idle; one that does not go within a second is killed."""
-        self.is_up = False
+        """End the process: an idle one goes by itself, any other is killed, after a second if it is computing."""
+        if self.is_up:
+            self.is_up = False
+            self._close()
+            self.process.join(1)
+        self.process.kill()
         self._close()
         self.process.join(1)
-        self.process.kill()
 
     def _close(self) -> None:
         for connection in self._connections:
@@ -176,6 +188,7 @@ class WorkerEngine(_Facts):
         self._changed = threading.Condition()
         self._closing = False
         self._last = _Child(settings)
+        self._last.open()
         self._child: _Child | None = self._last
         super().__init__(**vars(self._last.facts))
         self._lane = _WorkerLane(self, self._last.facts)
@@ -218,8 +231,9 @@ class WorkerEngine(_Facts):
             self._closing = True
             self._child = None
             self._changed.notify_all()
-        self._last.end()
-        self._keeper.join()
+            last = self._last
+        last.end()
+        self._keeper.join(1)
 
     def _keep_alive(self) -> None:
         while True:
@@ -230,23 +244,29 @@ class WorkerEngine(_Facts):
                     return
             _log.error("worker %s ended with code %s and is restarted", self.pid, self._last.process.exitcode)
             for pause in _pauses():
-                time.sleep(pause)
-                if self._closing:
-                    return
-                try:
-                    child = _Child(self._settings)
-                except PolyvecError as error:
-                    _log.error("a worker did not start: %s", type(error).__name__)
-                    continue
                 with self._changed:
-                    is_late = self._closing
-                    if not is_late:
-                        self._last, self._child = child, child
-                        self._changed.notify_all()
-                if is_late:  # the server stopped while this one started
-                    child.end()
-                    return
-                break
+                    if self._changed.wait_for(lambda: self._closing, pause):
+                        return
+                try:
+                    self._start()
+                except Exception as error:  # of the system too, which may be short of memory, processes or files
+                    _log.error("a worker did not start: %s", type(error).__name__)
+                else:
+                    break
+
+    def _start(self) -> None:
+        """Start a process and wait until it is up, or the server stops."""
+        child = _Child(self._settings)
+        with self._changed:
+            self._last = child  # which close ends from now on
+            if self._closing:
+                child.end()
+                return
+        child.open()
+        with self._changed:
+            if not self._closing:
+                self._child = child
+                self._changed.notify_all()
 
 
 def _pauses() -> Iterator[float]:
@@ -299,11 +319,21 @@ def _work(connections: Sequence[Connection[Any, Any]], settings: WorkerSettings)
         caller.join()
 
 
-def open_workers(settings: Sequence[WorkerSettings]) -> list[WorkerEngine]:
-    """Start one worker each, the first alone: what it measures of the machine, the others read."""
-    first = WorkerEngine(settings[0])
-    with ThreadPoolExecutor() as pool:
-        return [first, *pool.map(WorkerEngine, settings[1:])]
+@contextmanager
+def open_workers(settings: Sequence[WorkerSettings]) -> Iterator[list[WorkerEngine]]:
+    """One worker each, the first started alone: what it measures of the machine, the others read.
+
+    However it ends, they are closed: a child that ignores signals would keep the process that waits for it.
+    """
+    with ExitStack() as opened:
+
+        def start(one: WorkerSettings) -> WorkerEngine:
+            return opened.enter_context(closing(WorkerEngine(one)))
+
+        workers = [start(settings[0])]
+        with ThreadPoolExecutor() as pool:
+            workers += pool.map(start, settings[1:])
+        yield workers
 
 
 def cpu_shares(workers: int | None) -> list[frozenset[int] | None]:
