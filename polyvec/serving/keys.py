@@ -115,7 +115,7 @@ class Keys:
 
     def _read(self) -> list[ApiKey]:
         try:
-            entries = _entries(self._path.read_text(encoding="utf-8"), self._path)
+            entries = _entries(self._path.read_bytes(), self._path)
         except OSError as error:
             raise _unreadable(self._path, error.strerror) from error
         if not entries:  # an empty file must not open the server to everyone
@@ -137,9 +137,9 @@ class Keys:
         return ApiKey(name, bytes.fromhex(values["sha256"]), limits)
 
 
-def _entries(text: str, path: Path) -> dict[str, object]:
+def _entries(content: bytes, path: Path) -> dict[str, object]:
     try:
-        return tomllib.loads(text)
+        return tomllib.loads(content.decode())
     except ValueError as error:
         raise _unreadable(path, "it is not TOML") from error
 
@@ -156,13 +156,13 @@ def add_key(name: str, path: Path, limits: dict[str, float]) -> str:
     """Make a key, add its hash to ``path`` and return it. Raises ``InputError`` for a name that is taken or no name."""
     if not _NAME.fullmatch(name):
         raise InputError(f"name must be 1 to 64 letters, digits, - or _, got {name!r}")
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    if text and name in _entries(text, path):
+    content = path.read_bytes() if path.exists() else b""
+    if content and name in _entries(content, path):
         raise InputError(f"name must be new in {path}, got {name!r} again; choose another")
     key = secrets.token_urlsafe(32)
     lines = [f"[{name}]", f"sha256 = {json.dumps(hashlib.sha256(key.encode()).hexdigest())}"]
     lines += [f"{limit} = {number:g}" for limit, number in limits.items()]
     with whole_file(path) as partial:
-        partial.write_text(text + ("\n" if text else "") + "\n".join(lines) + "\n", encoding="utf-8")
+        partial.write_bytes(content + (b"\n" if content else b"") + "\n".join([*lines, ""]).encode())
         partial.chmod(0o600)
     return key
