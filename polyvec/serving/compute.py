@@ -53,8 +53,8 @@ Outcome: TypeAlias = NDArray[np.float32] | PolyvecError
 def compute(engine: Engine, rows: Sequence[Row], *, max_tokens: int, alone: bool = False) -> list[Outcome]:
     """Return a result or an error for each row. A batch that fails is halved until the culprit is alone.
 
-    Rows beyond ``max_tokens`` come alone. Raises ``WorkerLostError`` unless ``alone`` says that the engine computes
-    nothing else, for only then the death is this batch's.
+    A row beyond ``max_tokens`` is read in windows, whatever it comes with. Raises ``WorkerLostError`` unless ``alone``
+    says that the engine computes nothing else, for only then the death is this batch's.
     """
     try:
         results = _forward(engine, rows, max_tokens)
@@ -125,17 +125,26 @@ def _why(error: Exception) -> str:
 
 
 def _forward(engine: Engine, rows: Sequence[Row], max_tokens: int) -> list[NDArray[np.float32]]:
-    width = engine.config.hidden_size
-    if len(rows) == 1 and len(rows[0]) > max_tokens:  # only chunks are read in windows
-        row = rows[0]
-        states = window_states(engine, placed(row.tokens), row.adapter_id, max_tokens=max_tokens)
-        return [_reduce(row, list(states), width)]
+    together = iter(_pass(engine, [row for row in rows if len(row) <= max_tokens]))
+    return [next(together) if len(row) <= max_tokens else _in_windows(engine, row, max_tokens) for row in rows]
+
+
+def _pass(engine: Engine, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
+    if not rows:
+        return []
     needs_states = rows[0].needs_states
     inputs = [TokenRow(row.tokens.input_ids, row.adapter_id) for row in rows]
     outputs = run_pass(engine, inputs, states=needs_states)
     if not needs_states:
         return outputs
+    width = engine.config.hidden_size
     return [_reduce(row, [(own, 0)], width) for row, own in zip(rows, outputs, strict=True)]
+
+
+def _in_windows(engine: Engine, row: Row, max_tokens: int) -> NDArray[np.float32]:
+    """Return the chunks of a row beyond the context; only they are so long."""
+    states = window_states(engine, placed(row.tokens), row.adapter_id, max_tokens=max_tokens)
+    return _reduce(row, list(states), engine.config.hidden_size)
 
 
 def _reduce(row: Row, parts: list[TokenStates], width: int) -> NDArray[np.float32]:
