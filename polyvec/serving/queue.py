@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from polyvec.serving.caller import Caller
+from polyvec.serving.caller import Caller, FlowName
 from polyvec.serving.compute import Row
 
 _LOOK_AHEAD = 16  # budgets of rows among which those of like length are found: padding stays small in mixed traffic
@@ -67,7 +67,7 @@ class FairQueue:
 
     def __init__(self) -> None:
         self.tokens = 0
-        self._flows: dict[tuple[str, bool], Flow] = {}
+        self._flows: dict[FlowName, Flow] = {}
         self._numbers = itertools.count()
 
     def push(
@@ -88,20 +88,31 @@ class FairQueue:
         return job
 
     def take(self, batch_tokens: int) -> list[Job]:
-        """Return the job in line with those behind it that fit it best; the others go on waiting."""
+        """Return the job in line with those behind it that fit it best; the others go on waiting.
+
+        In line are its own caller's, and of another caller those until which it is charged a batch; of bulk work those
+        behind bulk work alone. What is not goes along where it takes nobody's place.
+        """
         seen: list[_Place] = []
-        tokens = 0
+        line: list[int] = []
+        later: list[int] = []
+        first: Flow | None = None
+        tokens = enough = 0
         most = _LOOK_AHEAD * batch_tokens
         while tokens < most and len(seen) < _LOOK_AHEAD_ROWS and (flow := self._next_flow()) is not None:
             # The other kind of pass has its turn when it is first in line.
             if seen and flow.heap[0][2].row.needs_states != seen[0][2].row.needs_states:
                 break
+            if first is None:
+                first, enough = flow, flow.charged + batch_tokens
+            is_in_line = flow is first or (flow.charge <= first.charge and flow.charged < enough)
+            (line if is_in_line else later).append(len(seen))
             place = heapq.heappop(flow.heap)
             length = place[2].tokens
             flow.charged += length * flow.charge
             tokens += length
             seen.append(place)
-        chosen = set(best_batch([job.tokens for _, _, job in seen], batch_tokens=batch_tokens))
+        chosen = _chosen([job.tokens for _, _, job in seen], line, later, batch_tokens)
         for i, place in enumerate(seen):
             job = place[2]
             if i in chosen:
@@ -123,11 +134,26 @@ class FairQueue:
     def _next_flow(self) -> Flow | None:
         """Return the flow with a row to compute that has had the least, after dropping the rows of who left."""
         while waiting := [flow for flow in self._flows.values() if flow.heap]:
-            flow = min(waiting, key=lambda flow: flow.charged)
+            flow = min(waiting, key=lambda flow: (flow.charged, flow.charge))  # bulk work that has had as much yields
             if not flow.heap[0][2].result.done():
                 return flow
             self.tokens -= heapq.heappop(flow.heap)[2].tokens
         return None
+
+
+def _chosen(lengths: Sequence[int], line: Sequence[int], later: Sequence[int], batch_tokens: int) -> set[int]:
+    """Return the best batch of those in ``line``, and where that is all of them the best ``later`` ones for the room.
+
+    All are indices into ``lengths`` (tokens). None of the later ones is longer, which would cost the others padding.
+    """
+    chosen = [line[i] for i in best_batch([lengths[i] for i in line], batch_tokens=batch_tokens)]
+    if not later or len(chosen) < len(line):
+        return set(chosen)
+    longest = max(lengths[i] for i in chosen)
+    shorter = [i for i in later if lengths[i] <= longest]
+    room = batch_tokens - (len(chosen) - 1) * longest
+    beside = best_batch([longest, *(lengths[i] for i in shorter)], batch_tokens=room)
+    return {*chosen, *(shorter[i - 1] for i in beside if i)}
 
 
 def best_batch(lengths: Sequence[int], *, batch_tokens: int) -> list[int]:
