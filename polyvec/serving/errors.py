@@ -106,6 +106,14 @@ def server_fault() -> Problem:
     return Problem(500, "the server must answer every request, got a fault of its own; retry once")
 
 
+def cut_short() -> Problem:
+    return Problem(
+        503,
+        "the server must finish a request before it stops, got no time for this one; retry elsewhere",
+        retry_after=1,
+    )
+
+
 def invalid(errors: Sequence[Any]) -> Problem:
     """Return the first fault that pydantic found as a sentence without the input."""
     first = errors[0]

@@ -18,13 +18,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from polyvec.errors import PolyvecError
 from polyvec.serving.bodies import Post
 from polyvec.serving.caller import CALLER, Caller
-from polyvec.serving.errors import Problem, envelope, problem_of, server_fault
+from polyvec.serving.errors import Problem, cut_short, envelope, problem_of, server_fault
 from polyvec.serving.keys import ApiKey, Keys
 from polyvec.serving.metrics import Metrics
 from polyvec.serving.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 MAX_DEPTH = 32  # of nested JSON; no dialect needs more than 4
+MAX_PARTS = 10_000  # fields, lists and objects, each of which costs to read, known or not; 2048 inputs have twice that
 _READ_SECONDS = 60.0  # for a whole body
 _LEFT = 499  # nginx's number for a client that left; in the log and the metrics alone, for nobody is there to see it
 _OPEN_PATHS = frozenset({"/", "/health", "/ready"})  # to all but what embeds: POST / does
@@ -91,6 +92,10 @@ class Guard:
                 await envelope(path, request_id, problem)(scope, receive, send_with_id)
             except PolyvecError as error:
                 await envelope(path, request_id, problem_of(error))(scope, receive, send_with_id)
+            except asyncio.CancelledError:  # uvicorn ends what takes longer than it waits for when it stops
+                if status != _LEFT:  # half an answer is out
+                    raise
+                await envelope(path, request_id, cut_short())(scope, receive, send_with_id)
             except Exception as error:  # the place is for the log; the message may hold a text, so it is for no one
                 place = "".join(traceback.format_tb(error.__traceback__)[-1:])
                 _log.error("%s failed with %s at %s", request_id, type(error).__name__, place)
@@ -127,8 +132,7 @@ class Guard:
             raise Problem(
                 408, f"the body must arrive within {_READ_SECONDS:g} s, got a part of it; send it again"
             ) from None
-        if json_depth(body, MAX_DEPTH + 1) > MAX_DEPTH:
-            raise Problem(400, f"the body must nest at most {MAX_DEPTH} levels of JSON, got more; send flat inputs")
+        check_shape(body)
         return body
 
     async def _collect(self, receive: Receive) -> bytes:
@@ -213,16 +217,19 @@ def _timeout(headers: Mapping[str, str]) -> float | None:
     return float(given)
 
 
-def json_depth(body: bytes, enough: int) -> int:
-    """Return the deepest nesting of brackets outside strings, in one pass without recursion; or less than ``enough``
-    where there are fewer brackets than that.
-    """
-    brackets = body.count(b"[") + body.count(b"{")
-    if brackets < enough:
-        return brackets
-    outside = re.sub(rb'"(?:[^"\\]|\\.)*"', b"", body, flags=re.DOTALL)
+def check_shape(body: bytes) -> None:
+    """Raise ``Problem`` for JSON of more than ``MAX_PARTS`` or deeper than ``MAX_DEPTH``, in time linear in it."""
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH and body.count(b":") <= MAX_PARTS - MAX_DEPTH:
+        return  # no more even if none of them is in a string
+    unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    outside = re.sub(rb'"[^"]*"?', b"", unescaped)  # a string without end too, or each quote of it would be looked from
+    if outside.count(b"[") + outside.count(b"{") + outside.count(b":") > MAX_PARTS:
+        raise Problem(
+            400, f"the body must hold at most {MAX_PARTS} fields, lists and objects, got more; send several requests"
+        )
     depth = deepest = 0
     for bracket in re.findall(rb"[\[\]{}]", outside):
         depth += 1 if bracket in b"[{" else -1
         deepest = max(deepest, depth)
-    return deepest
+    if deepest > MAX_DEPTH:
+        raise Problem(400, f"the body must nest at most {MAX_DEPTH} levels of JSON, got more; send flat inputs")

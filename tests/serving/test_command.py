@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from polyvec import Embedder
 from polyvec.serving.app import make_app
+from polyvec.serving.guard import Guard
 from polyvec.serving.service import Service
 
 
@@ -34,9 +37,24 @@ def test_bad_settings_are_one_sentence(tmp_path: Path, model_folder: Path) -> No
         assert "must be free to bind" in refused(*model, "--port", taken.getsockname()[1])
     missing = refused(*model, before="import sys; sys.modules['uvicorn'] = None")
     assert "pip install 'polyvec[serve]'" in missing
+    no_tracing = (
+        "import os, sys; os.environ['OTEL_EXPORTER_OTLP_ENDPOINT'] = 'x'; sys.modules['opentelemetry.exporter'] = None"
+    )
+    assert "pip install 'polyvec[otel]'" in refused(
+        *model, "--port", 0, before=no_tracing
+    )  # told when the worker is up already
 
 
-def test_a_client_that_leaves_is_not_computed_for(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+SCOPE = {
+    "type": "http", "method": "POST", "path": "/embed", "raw_path": b"/embed", "query_string": b"",
+    "headers": [(b"content-type", b"application/json")], "http_version": "1.1", "scheme": "http",
+}  # fmt: skip
+BODY = {"type": "http.request", "body": b'{"inputs": "a"}', "more_body": False}
+
+
+@pytest.fixture
+def hanging(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> tuple[Guard, list[bool]]:
+    """An application whose answers take half a minute, and the ends of those that were not waited for."""
     service = Service(embedder, queue_tokens=1000)
     cancelled: list[bool] = []
 
@@ -48,11 +66,12 @@ def test_a_client_that_leaves_is_not_computed_for(embedder: Embedder, monkeypatc
             raise
 
     monkeypatch.setattr(service, "embed", hang)
-    app = make_app(service)
-    messages = [
-        {"type": "http.request", "body": b'{"inputs": "a"}', "more_body": False},
-        {"type": "http.disconnect"},
-    ]
+    return make_app(service), cancelled
+
+
+def test_a_client_that_leaves_is_not_computed_for(hanging: tuple[Guard, list[bool]]) -> None:
+    app, cancelled = hanging
+    messages = [BODY, {"type": "http.disconnect"}]
 
     async def receive() -> dict[str, object]:
         await asyncio.sleep(0.01)
@@ -61,12 +80,31 @@ def test_a_client_that_leaves_is_not_computed_for(embedder: Embedder, monkeypatc
     async def send(_: object) -> None:
         raise AssertionError("nobody is there to be answered")
 
-    scope = {
-        "type": "http", "method": "POST", "path": "/embed", "raw_path": b"/embed", "query_string": b"",
-        "headers": [(b"content-type", b"application/json")], "http_version": "1.1", "scheme": "http",
-    }  # fmt: skip
-    asyncio.run(app(scope, receive, send))  # type: ignore[arg-type]
+    asyncio.run(app(dict(SCOPE), receive, send))  # type: ignore[arg-type]
     assert cancelled == [True]
+
+
+def test_what_takes_longer_than_the_stop_is_told_so(hanging: tuple[Guard, list[bool]]) -> None:
+    """uvicorn cancels what is left, and would say 500 itself."""
+    app, cancelled = hanging
+    messages, sent = [BODY], list[Any]()
+
+    async def receive() -> dict[str, object]:
+        return messages.pop() if messages else await asyncio.sleep(30, {})
+
+    async def send(message: object) -> None:
+        sent.append(message)
+
+    async def stop() -> None:
+        answering = asyncio.create_task(app(dict(SCOPE), receive, send))  # type: ignore[arg-type]
+        await asyncio.sleep(0.05)
+        answering.cancel()
+        await answering
+
+    asyncio.run(stop())
+    start, content = sent
+    assert start["status"] == 503 and (b"retry-after", b"1") in start["headers"] and cancelled == [True]
+    assert json.loads(content["body"])["error_type"] == "Unhealthy"
 
 
 def test_a_fault_of_ours_tells_nothing(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:

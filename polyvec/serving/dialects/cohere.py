@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from polyvec.errors import InputError
 from polyvec.serving.answer import Json
 from polyvec.serving.dialects.openai_jina import base64_rows
-from polyvec.serving.dialects.schema import Body, Integer
+from polyvec.serving.dialects.schema import Body, Integer, Several
 from polyvec.serving.errors import CohereError, responses
 from polyvec.serving.service import Service
 
@@ -27,9 +27,9 @@ EmbeddingType = Literal["float", "int8", "binary", "ubinary", "base64"]
 class EmbedRequest(Body):
     model: str
     input_type: Literal["search_query", "search_document", "classification", "clustering"]
-    texts: list[str]
+    texts: Several[str]
     output_dimension: Integer | None = None
-    embedding_types: list[EmbeddingType] | None = None
+    embedding_types: Several[EmbeddingType] | None = None
     truncate: Literal["NONE", "END"] = "END"
 
 
@@ -69,7 +69,7 @@ def router(service: Service) -> APIRouter:
             kind: base64_rows(result.vectors)
             if kind == "base64"
             else service.quantize(result.vectors, "float32" if kind == "float" else kind)
-            for kind in kinds
+            for kind in dict.fromkeys(kinds)
         }
         meta = {"api_version": {"version": "2"}, "billed_units": {"input_tokens": result.num_tokens}}
         return Json(

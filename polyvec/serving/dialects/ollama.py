@@ -9,14 +9,14 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from polyvec.serving.answer import Json
-from polyvec.serving.dialects.schema import Body, Flag, Integer, Number
+from polyvec.serving.dialects.schema import Body, Flag, Integer, Number, Several
 from polyvec.serving.errors import OllamaError, responses
 from polyvec.serving.service import Service
 
 
 class EmbedRequest(Body):
     model: str
-    input: str | list[str]
+    input: str | Several[str]
     truncate: Flag | None = None
     dimensions: Integer | None = None
     keep_alive: str | Number | None = None  # the model always stays loaded

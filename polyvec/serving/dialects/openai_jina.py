@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from polyvec.errors import InputError
 from polyvec.serving.answer import Json
-from polyvec.serving.dialects.schema import Body, Flag, Integer, TokenIds
+from polyvec.serving.dialects.schema import Body, Flag, Integer, Several, TokenIds
 from polyvec.serving.errors import OpenAIError, responses
 from polyvec.serving.service import Input, Service
 
@@ -27,13 +27,13 @@ class TextInput(Body):
 
 class EmbeddingsRequest(Body):
     model: str
-    input: str | TextInput | list[str] | list[TextInput] | TokenIds | list[TokenIds]
+    input: str | TextInput | Several[str] | Several[TextInput] | TokenIds | Several[TokenIds]
     dimensions: Integer | None = None
     encoding_format: Literal["float", "base64"] | None = None
     user: str | None = None
     task: str | None = None
     late_chunking: Flag | None = None
-    embedding_type: EmbeddingType | list[EmbeddingType] | None = None
+    embedding_type: EmbeddingType | Several[EmbeddingType] | None = None
     normalized: Flag | None = None
     truncate: Flag | None = None
 
@@ -92,7 +92,7 @@ def router(service: Service) -> APIRouter:
             normalized=body.normalized is not False,
             late_chunking=bool(body.late_chunking),
         )
-        kinds: list[Any] = asked if isinstance(asked, list) else [asked]
+        kinds = dict.fromkeys(asked) if isinstance(asked, list) else [asked]
         columns: dict[str, Sequence[Any]] = {kind: _column(service, result.vectors, kind) for kind in kinds}
         usage = {"prompt_tokens": result.num_tokens, "total_tokens": result.num_tokens}
         data = [
