@@ -13,8 +13,9 @@ import hashlib
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,10 @@ class DrainingError(PolyvecError):
 
 
 class DeadlineError(PolyvecError):
-    """A request waited longer than it may."""
+    """A request waited longer than the ``seconds`` that it may."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"a request must be answered within {seconds:g} s, got none; send less")
 
 
 @dataclass(eq=False)
@@ -96,8 +100,8 @@ class _Host:
 class Scheduler:
     """Batches rows for ``engines``, each on a thread of its own. ``start`` it inside a running event loop.
 
-    ``max_tokens`` is the model's context, ``queue_tokens`` what may wait or run at one time, ``cache_rows`` the number
-    of vectors that are kept.
+    ``max_tokens`` is the model's context, ``queue_tokens`` what may be read, wait or run at one time, ``cache_rows``
+    the number of vectors that are kept.
     """
 
     def __init__(
@@ -115,6 +119,7 @@ class Scheduler:
         self._metrics, self._tracing = metrics, tracing
         self._hosts = [_Host.of(engine) for engine in engines]
         self._queue = FairQueue()
+        self._reading_tokens = 0
         self._pending_tokens = 0
         metrics.queue_tokens.set_function(lambda: self._pending_tokens)
         self._tokens_per_second = 1000.0  # of one engine, for Retry-After; a guess until the first batch
@@ -128,46 +133,58 @@ class Scheduler:
         self._dispatching = asyncio.create_task(self._dispatch())
 
     async def stop(self) -> None:
-        """Refuse new work, finish what is in flight, then end."""
+        """Refuse new work, finish what is in flight, then end. A pass that nobody waits for any more is left alone."""
         self.draining = True
-        while self._pending_tokens:
+        while self._reading_tokens or self._pending_tokens:
             await asyncio.sleep(0.01)
         self._dispatching.cancel()
         for host in self._hosts:
-            host.threads.shutdown()
+            host.threads.shutdown(wait=False, cancel_futures=True)
 
     def check_open(self) -> None:
-        """Raise ``DrainingError``, or ``OverloadedError`` when the queue is full whatever comes."""
+        """Raise ``DrainingError`` while the server stops."""
         if self.draining:
             raise DrainingError("the server must be running to take requests, got one while it stops; retry elsewhere")
-        if self._pending_tokens >= self.queue_tokens:
-            raise self._overloaded(0)
 
-    async def submit(
-        self, rows: Sequence[Row], *, timeout: float, caller: Caller = NOBODY, from_cache: bool = True
-    ) -> list[NDArray[np.float32]]:
-        """Return one result per row, in order. ``timeout`` is in seconds; not ``from_cache`` computes them now.
+    @contextmanager
+    def reading(self, tokens: int) -> Iterator[None]:
+        """Let a request in that counts as ``tokens``, the fewest that it can have, until they are read.
 
-        A caller that is cancelled takes its waiting rows out of the queue. Raises ``DrainingError``,
-        ``OverloadedError``, ``DeadlineError``, ``ComputeError``, and ``InputError`` for more tokens than the queue
-        can ever hold.
+        Raises ``DrainingError``, ``OverloadedError``, and ``InputError`` for more tokens than the queue can ever hold.
         """
         self.check_open()
+        self._check_room(tokens, before=self._reading_tokens + self._pending_tokens)
+        self._reading_tokens += tokens
+        try:
+            yield
+        finally:
+            self._reading_tokens -= tokens
+
+    async def submit(
+        self, rows: Sequence[Row], *, timeout: float, since: float | None = None, caller: Caller = NOBODY
+    ) -> list[NDArray[np.float32]]:
+        """Return one result per row, in order, within ``timeout`` seconds of ``since``, a monotonic time or now.
+
+        A caller that is cancelled takes its waiting rows out of the queue. Who was let in before the server began to
+        stop is served. Raises ``OverloadedError``, ``RateLimitError``, ``DeadlineError``, ``ComputeError``, and
+        ``InputError`` for more tokens than the queue can ever hold.
+        """
         tokens = sum(map(len, rows))
-        if tokens > self.queue_tokens:
-            raise InputError(f"a request must hold at most {self.queue_tokens} tokens, got {tokens}; send it in parts")
-        if self._pending_tokens + tokens > self.queue_tokens:
-            raise self._overloaded(tokens)
+        if not caller.is_check:  # a full queue is no ill health
+            self._check_room(tokens, before=self._pending_tokens)
+        if caller.key is not None:  # after the checks: what is refused costs nothing
+            caller.key.spend("tokens_per_minute", tokens)
         link = self._tracing.link()
         found = [
-            (from_cache and self._cached(row)) or self._enqueue(row, before, caller, link)
+            self._cached(row, caller) or self._enqueue(row, before, caller, link)
             for row, before in zip(rows, offsets(rows), strict=True)
         ]
         jobs = [one for one in found if isinstance(one, Job)]
         self._wake.set()
         try:
             if jobs:
-                await self._wait([job.result for job in jobs], timeout)
+                passed = 0.0 if since is None else time.monotonic() - since
+                await self._wait([job.result for job in jobs], timeout - passed, DeadlineError(timeout))
             return [one.result.result() if isinstance(one, Job) else one[0] for one in found]
         finally:
             for job in jobs:  # the siblings of one that failed are dropped with it
@@ -175,15 +192,21 @@ class Scheduler:
                 if not job.waiters and job.result.cancel():
                     self._finished(job)
 
-    def _overloaded(self, tokens: int) -> OverloadedError:
-        return OverloadedError(
-            f"the queue must hold at most {self.queue_tokens} tokens, got {self._pending_tokens} waiting and "
-            f"{tokens} more; retry after the seconds in Retry-After",
-            math.ceil(self._pending_tokens / (self._tokens_per_second * len(self._hosts))),
-        )
+    def _check_room(self, tokens: int, *, before: int) -> None:
+        """Raise unless ``tokens`` fit into the queue with those ``before`` them."""
+        if tokens > self.queue_tokens:
+            raise InputError(f"a request must hold at most {self.queue_tokens} tokens, got {tokens}; send it in parts")
+        if before + tokens > self.queue_tokens:
+            raise OverloadedError(
+                f"the queue must hold at most {self.queue_tokens} tokens, got {before} waiting and {tokens} more; "
+                "retry after the seconds in Retry-After",
+                math.ceil(before / (self._tokens_per_second * len(self._hosts))),
+            )
 
-    async def _wait(self, results: Sequence[asyncio.Future[NDArray[np.float32]]], timeout: float) -> None:
-        """Wait for all, or for the first that fails.
+    async def _wait(
+        self, results: Sequence[asyncio.Future[NDArray[np.float32]]], seconds: float, late: DeadlineError
+    ) -> None:
+        """Wait for all, or for the first that fails. Raises ``late`` after ``seconds``.
 
         ``asyncio.wait`` does that too, and for one result takes as long as the rest of this module (2026-11-26).
         """
@@ -204,8 +227,7 @@ class Scheduler:
 
         for result in results:
             result.add_done_callback(count)
-        late = DeadlineError(f"a request must be answered within {timeout:g} s, got none; send less")
-        timer = loop.call_later(timeout, end, late)
+        timer = loop.call_later(seconds, end, late)
         try:
             error = await ended
         finally:
@@ -213,9 +235,9 @@ class Scheduler:
         if error is not None:
             raise error
 
-    def _cached(self, row: Row) -> tuple[NDArray[np.float32]] | None:
-        """Return the row's vector in a tuple, for an array alone is neither true nor false."""
-        address = _address(row) if self._cache_rows else None
+    def _cached(self, row: Row, caller: Caller) -> tuple[NDArray[np.float32]] | None:
+        """Return the row's vector in a tuple, for an array alone is neither true nor false; of a check, None."""
+        address = _address(row, caller) if self._cache_rows and not caller.is_check else None
         if address is None or address not in self._cache:
             return None
         self._cache.move_to_end(address)
@@ -223,7 +245,7 @@ class Scheduler:
         return (self._cache[address],)
 
     def _enqueue(self, row: Row, before: int, caller: Caller, link: Any) -> Job:
-        address = _address(row)
+        address = _address(row, caller)
         shared = None if address is None else self._in_flight.get(address)
         if shared is not None and not shared.result.done():
             shared.waiters += 1
@@ -312,8 +334,12 @@ class Scheduler:
         self._metrics.engine_seconds.observe(seconds)
 
 
-def _address(row: Row) -> bytes | None:
-    """Return what decides the row's vector, hashed, or None for a row whose result is no single vector."""
+def _address(row: Row, caller: Caller) -> bytes | None:
+    """Return what decides the row's vector, hashed, or None for a row whose result is no single vector.
+
+    A row of a check has another: it would wait where the row of a request does.
+    """
     if row.needs_states:
         return None
-    return hashlib.blake2b(row.tokens.input_ids.tobytes(), digest_size=16, key=b"%d" % row.adapter_id).digest()
+    key = b"%d" % row.adapter_id + (b" check" if caller.is_check else b"")
+    return hashlib.blake2b(row.tokens.input_ids.tobytes(), digest_size=16, key=key).digest()

@@ -6,10 +6,13 @@ Shape letters: M kept width, C chunks in a text.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +20,10 @@ from numpy.typing import NDArray
 from polyvec.errors import InputError
 from polyvec.inference.embedder import Embedder
 from polyvec.inference.quantize import check_output_type, quantize, unit
-from polyvec.serving.caller import CALLER
+from polyvec.serving.caller import CALLER, CHECK
 from polyvec.serving.compute import Row
 from polyvec.serving.metrics import Metrics
-from polyvec.serving.scheduler import Scheduler
+from polyvec.serving.scheduler import DeadlineError, Scheduler
 from polyvec.serving.tracing import Tracing
 from polyvec.serving.worker import WorkerEngine
 from polyvec.tasks import Task, resolve_task
@@ -28,10 +31,14 @@ from polyvec.text.tokenizer import Encoding, Tokens
 
 #: A text, or its token ids without ``<s>`` and ``</s>``.
 Input: TypeAlias = str | list[int]
+_Read = TypeVar("_Read")
 
 MAX_INPUTS = 2048  # of one request, as OpenAI has it
 MAX_SECONDS = 60.0  # within which a request is answered
+MAX_NUMBERS = 10_000_000  # of token states in an answer: 100 MB of JSON, which the event loop writes in one go
+MAX_DESCRIBED = 100_000  # tokens that one answer describes: 10 MB of JSON
 _INLINE_CHARACTERS = 2000  # tokenised in half a millisecond or less, about what another thread costs to hand over to
+_CHARACTERS_A_TOKEN = 16  # or fewer in any text worth reading: what is not read yet counts by it
 
 
 @dataclass(frozen=True)
@@ -78,9 +85,8 @@ class Service:
 
     async def stop(self) -> None:
         await self.scheduler.stop()
-        self._tokenizers.shutdown()
-        for worker in self._workers:
-            worker.close()
+        self._tokenizers.shutdown(wait=False, cancel_futures=True)
+        await asyncio.gather(*(asyncio.to_thread(worker.close) for worker in self._workers))  # a pass may hang in each
         self.tracing.close()
 
     @property
@@ -108,17 +114,17 @@ class Service:
         """Return one row per input, in order.
 
         With ``late_chunking`` the inputs, texts alone, are read as one text and each is one of its chunks. Raises
-        ``InputError`` and what ``Scheduler.submit`` raises.
+        ``InputError`` and what ``Scheduler.reading`` and ``Scheduler.submit`` raise.
         """
-        self.scheduler.check_open()  # a refusal costs no tokenising
+        since = time.monotonic()
         width = self.check_width(dimensions)
         resolved = self._resolve(task)
         check_inputs(inputs)
         if late_chunking:
-            rows = await self._tokenise(inputs, self._joined, inputs, resolved)
+            rows = await self._read(inputs, lambda: self._joined(inputs, resolved), since=since)
         else:
-            rows = await self._tokenise(inputs, self._rows, inputs, resolved, truncate)
-        results = await self._submit(rows)
+            rows = await self._read_rows(inputs, resolved, truncate, since=since)
+        results = await self._submit(rows, since=since)
         raw = results[0] if late_chunking else np.stack(results)
         num_tokens = sum(map(len, rows))
         self._tokens_of[resolved.name].inc(num_tokens)
@@ -128,22 +134,33 @@ class Service:
     async def token_states(
         self, texts: Sequence[Input], *, task: str | None, truncate: bool
     ) -> list[NDArray[np.float32]]:
-        """Return (n, D) states of each input's tokens, those of the task's prompt included."""
-        self.scheduler.check_open()
+        """Return (n, D) states of each input's tokens, those of the task's prompt included. Raises as ``embed``."""
+        since = time.monotonic()
         resolved = self._resolve(task)
         check_inputs(texts)
-        rows = await self._tokenise(texts, self._rows, texts, resolved, truncate)
-        rows = [Row(row.tokens, row.adapter_id, every_token=True) for row in rows]
-        states = await self._submit(rows)
-        self._tokens_of[resolved.name].inc(sum(map(len, rows)))
+        rows = await self._read_rows(texts, resolved, truncate, since=since)
+        num_tokens, most = sum(map(len, rows)), MAX_NUMBERS // self.embedder.config.hidden_size
+        if num_tokens > most:
+            raise InputError(f"a request for token states must hold at most {most} tokens, got {num_tokens}; split it")
+        states = await self._submit([Row(row.tokens, row.adapter_id, every_token=True) for row in rows], since=since)
+        self._tokens_of[resolved.name].inc(num_tokens)
         return states
 
-    async def encodings(self, texts: Sequence[str]) -> list[Encoding]:
-        """Return the tokens of each text, without a prompt."""
+    async def describe(self, texts: Sequence[str], description: Callable[[list[Encoding]], _Read]) -> _Read:
+        """Return what ``description`` makes of each text's tokens, without a prompt. Raises as ``embed``."""
+        since = time.monotonic()
         check_inputs(texts)
-        encode = self.embedder.tokenizer.encode_batch
-        encodings: list[Encoding] = await self._tokenise(texts, encode, list(texts), [""] * len(texts), None)
-        return encodings
+
+        def read() -> _Read:
+            encodings = self.embedder.tokenizer.encode_batch(texts, [""] * len(texts))
+            num_tokens = sum(map(len, encodings))
+            if num_tokens > MAX_DESCRIBED:
+                raise InputError(
+                    f"a request to tokenize must hold at most {MAX_DESCRIBED} tokens, got {num_tokens}; split it"
+                )
+            return description(encodings)
+
+        return await self._read(texts, read, since=since)
 
     def quantize(self, vectors: NDArray[np.float32], dtype: str) -> NDArray[Any]:
         """Return the rows as ``dtype``; raises ``InputError`` where this model or width has no such thing."""
@@ -164,24 +181,42 @@ class Service:
         return resolve_task(task, self.embedder.config.prompts)
 
     async def check(self) -> None:
-        """Run one short text through tokeniser and model, whatever a cache holds; raises whatever is wrong."""
+        """Run one short text through tokeniser and model, whatever waits and whatever a cache holds.
+
+        Raises whatever is wrong.
+        """
         self.scheduler.check_open()
         rows = self._rows(["health"], self._resolve(None), truncate=False)
-        await self._submit(rows, from_cache=False)
+        await self.scheduler.submit(rows, timeout=self._timeout(), caller=CHECK)
 
-    async def _submit(self, rows: Sequence[Row], *, from_cache: bool = True) -> list[NDArray[np.float32]]:
-        caller = CALLER.get()
-        if caller.key is not None:
-            caller.key.spend("tokens_per_minute", sum(map(len, rows)))
-        timeout = self.max_seconds if caller.timeout is None else min(caller.timeout, self.max_seconds)
+    async def _submit(self, rows: Sequence[Row], *, since: float) -> list[NDArray[np.float32]]:
         with self.tracing.span("vectors", rows=len(rows), tokens=sum(map(len, rows))):
-            return await self.scheduler.submit(rows, timeout=timeout, caller=caller, from_cache=from_cache)
+            return await self.scheduler.submit(rows, timeout=self._timeout(), since=since, caller=CALLER.get())
 
-    async def _tokenise(self, inputs: Sequence[Input], function: Any, *arguments: Any) -> Any:
-        with self.tracing.span("tokenise", inputs=len(inputs)), self.metrics.tokenise_seconds.time():
+    def _timeout(self) -> float:
+        timeout = CALLER.get().timeout
+        return self.max_seconds if timeout is None else min(timeout, self.max_seconds)
+
+    async def _read_rows(self, inputs: Sequence[Input], task: Task, truncate: bool, *, since: float) -> list[Row]:
+        read = partial(self._rows, inputs, task, truncate)
+        return await self._read(inputs, read, since=since, limit=self.embedder.max_tokens)
+
+    async def _read(
+        self, inputs: Sequence[Input], read: Callable[[], _Read], *, since: float, limit: float = math.inf
+    ) -> _Read:
+        """Return what ``read`` gives, which tokenises ``inputs``, each up to ``limit`` tokens, unless it is late."""
+        with (
+            self.scheduler.reading(_fewest_tokens(inputs, limit)),
+            self.tracing.span("tokenise", inputs=len(inputs)),
+            self.metrics.tokenise_seconds.time(),
+        ):
             if sum(map(len, inputs)) <= _INLINE_CHARACTERS:
-                return function(*arguments)
-            return await asyncio.get_running_loop().run_in_executor(self._tokenizers, function, *arguments)
+                return read()
+            work = asyncio.get_running_loop().run_in_executor(self._tokenizers, read)
+            try:
+                return await asyncio.wait_for(work, since + self._timeout() - time.monotonic())
+            except asyncio.TimeoutError:
+                raise DeadlineError(self._timeout()) from None
 
     def _rows(self, inputs: Sequence[Input], task: Task, truncate: bool) -> list[Row]:
         tokenizer, limit = self.embedder.tokenizer, self.embedder.max_tokens
@@ -229,3 +264,9 @@ def check_inputs(inputs: Sequence[Input]) -> None:
     for i, value in enumerate(inputs):
         if not value:
             raise InputError(f"input[{i}] must not be empty, got nothing; leave it out")
+
+
+def _fewest_tokens(inputs: Sequence[Input], limit: float) -> int:
+    """Return how many tokens the inputs have at least, of each of which at most ``limit`` are read."""
+    tokens = (len(value) / _CHARACTERS_A_TOKEN if isinstance(value, str) else len(value) for value in inputs)
+    return 1 + int(sum(min(number, limit) for number in tokens))

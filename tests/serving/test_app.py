@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,15 @@ import pytest
 from starlette.testclient import TestClient
 
 from polyvec import Embedder
+from polyvec.errors import InputError
 from polyvec.inference.batching import Batch
+from polyvec.serving import bodies
+from polyvec.serving import service as service_module
 from polyvec.serving.app import make_app
+from polyvec.serving.caller import CALLER, NOBODY, Caller
+from polyvec.serving.errors import Problem
+from polyvec.serving.guard import check_shape
+from polyvec.serving.scheduler import DeadlineError, DrainingError, OverloadedError
 from polyvec.serving.service import Service
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "serving.md"
@@ -98,6 +107,9 @@ JSON = {"content-type": "application/json"}
 REQUESTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "no JSON": ("POST", "/v1/embeddings", {"content": b"\xff\xfe", "headers": JSON}),
     "JSON 5000 levels deep": ("POST", "/v1/embeddings", {"content": b'{"a": ' * 5000 + b"1", "headers": JSON}),
+    "more than 10000 fields, lists and objects": (
+        "POST", "/v1/embeddings", {"content": b"{" + b'"": 0, ' * 10_000 + b'"a": [1]}', "headers": JSON},
+    ),
     "a whole number of 5000 digits": ("POST", "/v1/embeddings", {"content": b"9" * 5000, "headers": JSON}),
     "more bytes than `max_body_bytes`": ("POST", "/v1/embeddings", {"content": b"x" * 1_000_001, "headers": JSON}),
     "another content type": ("POST", "/v1/embeddings", {"content": "a"}),
@@ -147,6 +159,74 @@ def test_a_bad_body_is_refused_in_every_dialect(client: TestClient, path: str, c
     said = response.json().get("error", response.json().get("message"))
     said = said["message"] if isinstance(said, dict) else said
     assert sentence in said
+
+
+MANY: list[Any] = [None] * 1000
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/embeddings", {"model": "x", "input": MANY}),
+        ("/v1/embeddings", {"model": "x", "input": [{"x": 1}] * 1000}),
+        ("/v1/embeddings", {"model": "x", "input": [MANY] * 100}),
+        ("/v1/embeddings", {"model": "x", "input": "a", "embedding_type": MANY}),
+        ("/v2/embed", {"model": "x", "input_type": "clustering", "texts": MANY}),
+        ("/v2/embed", {"model": "x", "input_type": "clustering", "texts": ["a"], "embedding_types": MANY}),
+        ("/embed", {"inputs": MANY}),
+        ("/embed_all", {"inputs": [MANY] * 100}),
+        ("/similarity", {"inputs": {"source_sentence": "a", "sentences": MANY}}),
+        ("/tokenize", {"inputs": MANY}),
+        ("/api/embed", {"model": "x", "input": MANY}),
+    ],
+)
+def test_of_many_faults_one_is_read(
+    client: TestClient, path: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults: list[int] = []
+    invalid = bodies.invalid
+    monkeypatch.setattr(bodies, "invalid", lambda errors: faults.append(len(errors)) or invalid(errors))
+    assert client.post(path, json=fields).status_code in (400, 422)
+    assert faults and faults[0] < 20  # a few for each kind that a list may be of
+
+
+def test_quotes_without_end_are_read_once() -> None:
+    started = time.monotonic()
+    with pytest.raises(Problem, match="nest at most"):
+        check_shape(b"[" * 40 + b'"' * 200_000)
+    assert time.monotonic() - started < 5  # minutes, if each were looked from to the end
+    check_shape(b"[" + b'"\\", ""[[{:", ' * 5000 + b"1]")  # brackets in strings are text
+
+
+def test_a_type_named_twice_is_computed_once(
+    client: TestClient, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[str] = []
+    quantize = Service.quantize
+    monkeypatch.setattr(
+        Service, "quantize", lambda self, vectors, dtype: computed.append(dtype) or quantize(self, vectors, dtype)
+    )
+    assert list(vectors(ask(client, embedder, embedding_type=["binary"] * 100))[0]) == ["binary"]
+    sent = {
+        "model": embedder.model_name,
+        "texts": ["a"],
+        "input_type": "clustering",
+        "embedding_types": ["binary"] * 100,
+    }
+    assert list(client.post("/v2/embed", json=sent).json()["embeddings"]) == ["binary"]
+    assert computed == ["binary"] * 2
+
+
+@pytest.mark.parametrize(
+    ("path", "limit", "most"), [("/embed_all", "MAX_NUMBERS", 32 * 6), ("/tokenize", "MAX_DESCRIBED", 6)]
+)
+def test_an_answer_of_every_token_is_bounded(
+    client: TestClient, path: str, limit: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, limit, most)
+    assert client.post(path, json={"inputs": [[5] * 4] if path == "/embed_all" else "a"}).status_code == 200
+    refused = client.post(path, json={"inputs": ["some words of a text"]})
+    assert refused.status_code == 422 and "must hold at most 6 tokens, got" in refused.json()["error"]
 
 
 def test_odd_texts_are_texts(client: TestClient, embedder: Embedder) -> None:
@@ -211,3 +291,66 @@ def test_an_overfull_queue_is_429_or_503(embedder: Embedder) -> None:
         service.scheduler.draining = True
         assert client.post("/v1/embeddings", json=body).status_code == 503
         assert client.get("/ready").status_code == 503
+
+
+def test_what_is_read_counts_is_in_time_and_is_finished(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service(embedder, queue_tokens=1000)
+    read, gate = service._rows, threading.Event()
+    monkeypatch.setattr(service, "_rows", lambda *arguments: gate.wait(10) and read(*arguments))
+    text = "a text" + " " * 2000  # is read aside, and counts as 126 tokens until then
+
+    async def work() -> None:
+        service.start()
+        with pytest.raises(InputError, match="at most 1000 tokens, got 1251"):
+            await service.embed(["a" * 20_000], task=None, late_chunking=True)
+        CALLER.set(Caller(timeout=0.05))
+        with pytest.raises(DeadlineError, match=r"within 0\.05 s"):
+            await service.embed([text], task=None)
+        CALLER.set(NOBODY)
+        asked = [asyncio.create_task(service.embed([text], task=None)) for _ in range(7)]
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError, match="got 882 waiting and 126 more"):
+            await service.embed([text], task=None)
+        stopping = asyncio.create_task(service.stop())
+        await asyncio.sleep(0.03)
+        with pytest.raises(DrainingError):
+            await service.embed(["a text"], task=None)
+        assert not stopping.done()
+        gate.set()
+        for answer in await asyncio.gather(*asked):
+            np.testing.assert_allclose(answer.vectors, embedder.encode([text]), atol=1e-6)
+        await stopping
+
+    asyncio.run(work())
+
+
+def test_health_is_not_the_load_s(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue that is full of bulk and other work, with a row like that of the check in it."""
+    service = Service(embedder, queue_tokens=300)
+    pool, gate, passes = embedder.engine.pool, threading.Event(), list[list[int]]()
+
+    def slow(batch: Batch) -> Any:
+        assert gate.wait(10)
+        passes.append(list(batch.lengths))
+        return pool(batch)
+
+    monkeypatch.setattr(embedder.engine, "pool", slow)
+    monkeypatch.setattr(embedder.engine, "batch_tokens", 8)
+    monkeypatch.setattr(embedder.engine, "lanes", 1)
+    short = len(embedder.tokenizer.encode("health"))
+
+    async def work() -> None:
+        service.start()
+        texts = ["health", *(f"the text of number {i}" for i in range(100))]
+        asked = [asyncio.create_task(service.embed([text], task=None)) for text in texts]
+        await asyncio.sleep(0.05)
+        assert any(task.done() and isinstance(task.exception(), OverloadedError) for task in asked)
+        checks = [asyncio.create_task(service.check()) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        gate.set()
+        await asyncio.gather(*checks)
+        assert len(passes) < 6 and sum(lengths == [short] for lengths in passes) <= 2
+        await asyncio.gather(*asked, return_exceptions=True)
+        await service.stop()
+
+    asyncio.run(work())

@@ -58,7 +58,9 @@ def test_a_key_that_is_removed_stops_working_and_a_broken_file_changes_nothing(a
     os.utime(file, ns=(1, 1))
     again = add_key("third", file, {})
     assert ask.get("/v1/models", headers=bearer(again)).status_code == 200
-    file.write_text("[third")
+    for broken in (b"[third", b"# caf\xe9"):
+        file.write_bytes(broken)
+        assert ask.get("/v1/models", headers=bearer(again)).status_code == 200
     assert ask.get("/v1/models", headers=bearer(again)).status_code == 200
     file.unlink()
     assert ask.get("/v1/models", headers=bearer(again)).status_code == 200
@@ -81,6 +83,14 @@ def test_limits_hold_for_a_key_and_survive_a_reload(ask: TestClient, file: Path,
     assert int(second.headers["retry-after"]) > 60
 
 
+def test_a_refused_request_costs_no_tokens(ask: TestClient, file: Path, embedder: Embedder) -> None:
+    key = add_key("own", file, {"tokens_per_minute": 10})
+    body = {"model": embedder.model_name, "input": ["some words of a text " * 20] * 50}
+    refused = ask.post("/v1/embeddings", json=body, headers=bearer(key))
+    assert refused.status_code == 400 and "at most 5000 tokens" in refused.json()["detail"]
+    assert ask.post("/v1/embeddings", json={**body, "input": "a"}, headers=bearer(key)).status_code == 200
+
+
 def test_a_bucket_refills_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(keys_module.time, "monotonic", lambda: now)
@@ -99,6 +109,7 @@ def test_a_bucket_refills_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("", "must hold a key"),
         ("secret", "it is not TOML"),
+        ("# caf\xe9", "it is not TOML"),
         ("[a]", "sha256"),
         ("a = 1", "sha256"),
         (f"[a]\nsha256 = '{'0' * 64}'\nrpm = 3", "requests_per_minute"),
@@ -107,7 +118,7 @@ def test_a_bucket_refills_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_bad_file_is_refused(file: Path, text: str, rule: str) -> None:
-    file.write_text(text)
+    file.write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=rule):
         Keys(file)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -16,14 +18,15 @@ from polyvec.errors import InputError
 from polyvec.inference.batching import Batch
 from polyvec.inference.quantize import unit
 from polyvec.serving.caller import NOBODY, Caller
-from polyvec.serving.compute import ComputeError, Row
+from polyvec.serving.compute import ComputeError, Row, compute
 from polyvec.serving.keys import ApiKey
 from polyvec.serving.metrics import Metrics
-from polyvec.serving.queue import best_batch
+from polyvec.serving.queue import FairQueue, best_batch
 from polyvec.serving.scheduler import DeadlineError, DrainingError, OverloadedError, Scheduler
 from polyvec.serving.tracing import Tracing
 from polyvec.serving.worker import WorkerLostError
 from polyvec.tasks import resolve_task
+from polyvec.text.tokenizer import Tokens
 
 POISON = 77
 
@@ -210,18 +213,21 @@ def test_a_cancelled_request_is_never_computed(embedder: Embedder) -> None:
 
 
 def test_a_late_request_and_one_while_stopping_are_refused(embedder: Embedder) -> None:
-    rows = rows_of(embedder, ["one"], ["separation"])
+    rows = rows_of(embedder, ["one", "two"], ["separation"] * 2)
     with pytest.raises(DeadlineError, match="within 0 s"):
         run(Poisoned(embedder), lambda scheduler: scheduler.submit(rows, timeout=0))
 
     async def work(scheduler: Scheduler) -> Any:
-        running = asyncio.create_task(scheduler.submit(rows, timeout=30))
-        await asyncio.sleep(0)
-        scheduler.draining = True
-        return await gather(running, scheduler.submit(rows, timeout=30))
+        running = asyncio.create_task(scheduler.submit(rows[:1], timeout=30))
+        with scheduler.reading(1):  # let in, and in the tokeniser when the server begins to stop
+            await asyncio.sleep(0)
+            scheduler.draining = True
+            with pytest.raises(DrainingError), scheduler.reading(1):
+                raise AssertionError("nobody is let in any more")
+        return await gather(running, scheduler.submit(rows[1:], timeout=30))
 
-    finished, refused = run(Poisoned(embedder), work)
-    assert len(finished) == 1 and isinstance(refused, DrainingError)
+    finished, read = run(Poisoned(embedder), work)
+    assert len(finished) == len(read) == 1
 
 
 def test_chunks_and_vectors_queue_together(embedder: Embedder) -> None:
@@ -317,3 +323,62 @@ def test_a_batch_is_of_like_lengths_unless_the_rest_would_need_a_pass_for_little
     assert {waiting[i] for i in best_batch(waiting, batch_tokens=384)} == {20, 21}  # others go with the eights
     assert sorted(best_batch([9, 3], batch_tokens=384)) == [0, 1]
     assert best_batch([40, 2, 2, 2], batch_tokens=384) == [0]  # three times 38 of padding are dearer than a pass
+
+
+def batches_of(
+    sent: list[tuple[Caller, int]], *, ahead: dict[Caller, int] | None = None
+) -> Iterator[list[tuple[Caller, int]]]:
+    """Yield who is in each batch of at most 384 tokens, and with how many, when rows of these lengths wait.
+
+    ``ahead`` is what callers were charged before.
+    """
+    queue, callers = FairQueue(), dict[int, Caller]()
+    for caller, length in sent:
+        row = Row(Tokens(np.zeros(length, np.int32), 0), -1)
+        job = queue.push(row, None, 0, caller, Future(), 0.0)  # type: ignore[arg-type]
+        callers[id(job)] = caller
+    for caller, tokens in (ahead or {}).items():
+        queue._flows[caller.flow].charged += tokens
+    while queue.tokens:
+        yield [(callers[id(job)], job.tokens) for job in queue.take(384)]
+
+
+BULK = Caller(bulk=True)
+MIXED = [20, 60, 300, 30, 100, 45, 150, 25, 80, 10] * 3
+
+
+def test_bulk_work_is_in_no_batch_of_other_work_that_waits() -> None:
+    """Bulk rows are as long as the first one, those of the same caller behind it are not."""
+    bulk = waiting = 0
+    for i, batch in enumerate(batches_of([*[(BULK, 20)] * 500, *((NOBODY, length) for length in MIXED)])):
+        bulk += sum(length for caller, length in batch if caller is BULK)
+        waiting += sum(length for caller, length in batch if caller is NOBODY)
+        assert i > 0 or bulk == 0
+        if waiting == sum(MIXED):
+            break
+    assert bulk <= sum(MIXED) / 10 + 384  # whose turn it is has a whole batch
+
+
+def test_bulk_work_takes_the_room_that_is_left() -> None:
+    batches = batches_of([*((BULK, length) for length in [21, 20, 3] * 100), (NOBODY, 20), (NOBODY, 19)])
+    first, second = itertools.islice(batches, 2)
+    assert [length for caller, length in first if caller is NOBODY] == [20, 19]
+    assert sorted(length for caller, length in first if caller is BULK) == [20] * 17  # none that is longer, or padding
+    assert all(caller is BULK for caller, _ in second)
+
+
+def test_who_has_had_more_takes_no_place_of_who_waits() -> None:
+    a, b = Caller(ApiKey("a", b"", {})), Caller(ApiKey("b", b"", {}))
+    sent = [(a, 20), *[(a, 30)] * 10, *[(b, 20)] * 100]
+    first = next(batches_of(sent, ahead={b: 3 * 384}))
+    assert [caller for caller, _ in first] == [a] * 11
+
+
+def test_rows_beyond_the_context_are_read_in_windows_whatever_they_come_with(embedder: Embedder) -> None:
+    texts = ["The first one. Then another. " * 100, "One more, as long as that. " * 110, "A short one. Then another."]
+    spans = ((0, 14), (15, 26))
+    rows = [Row(embedder.tokenizer.encode(text), -1, spans) for text in texts]
+    assert len(rows[1]) > embedder.max_tokens < len(rows[0])
+    for text, means in zip(texts, compute(embedder.engine, rows, max_tokens=embedder.max_tokens), strict=True):
+        assert isinstance(means, np.ndarray)
+        np.testing.assert_allclose(unit(means), embedder.encode(text, late_chunking=spans).vectors, atol=1e-6)

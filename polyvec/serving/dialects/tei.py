@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from fastapi import APIRouter
@@ -14,9 +15,10 @@ from pydantic import BaseModel, ConfigDict
 from polyvec import __version__
 from polyvec.serving.answer import Json
 from polyvec.serving.dialects.openai_jina import inputs_of
-from polyvec.serving.dialects.schema import Body, Flag, Integer, TokenIds
+from polyvec.serving.dialects.schema import Body, Flag, Integer, Several, TokenIds
 from polyvec.serving.errors import TeiError, responses
 from polyvec.serving.service import MAX_INPUTS, Service
+from polyvec.text.tokenizer import Encoding
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -25,7 +27,7 @@ Direction = Literal["right", "Right"]  # texts are cut at their end alone
 
 
 class EmbedRequest(Body):
-    inputs: str | list[str] | TokenIds | list[TokenIds]
+    inputs: str | Several[str] | TokenIds | Several[TokenIds]
     normalize: Flag | None = None
     truncate: Flag | None = None
     truncation_direction: Direction | None = None
@@ -34,7 +36,7 @@ class EmbedRequest(Body):
 
 
 class EmbedAllRequest(Body):
-    inputs: str | list[str] | TokenIds | list[TokenIds]
+    inputs: str | Several[str] | TokenIds | Several[TokenIds]
     truncate: Flag | None = None
     truncation_direction: Direction | None = None
     prompt_name: str | None = None
@@ -42,7 +44,7 @@ class EmbedAllRequest(Body):
 
 class Sentences(Body):
     source_sentence: str
-    sentences: list[str]
+    sentences: Several[str]
 
 
 class SimilarityParameters(Body):
@@ -57,7 +59,7 @@ class SimilarityRequest(Body):
 
 
 class TokenizeRequest(Body):
-    inputs: str | list[str]
+    inputs: str | Several[str]
     add_special_tokens: Flag = True
 
 
@@ -126,19 +128,12 @@ def router(service: Service) -> APIRouter:
     async def tokenize(body: TokenizeRequest) -> Json:
         given = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         texts = [_LONE_SURROGATE.sub("\ufffd", text) for text in given]  # as the tokenizer reads them; JSON has none
-        rows = []
-        for text, encoding in zip(texts, await service.encodings(texts), strict=True):
-            last = len(encoding) - 1
-            tokens = [
-                {
-                    "id": int(token), "text": text[start:stop] if 0 < i < last else ("<s>" if i == 0 else "</s>"),
-                    "special": i in (0, last), "start": int(start) if 0 < i < last else None,
-                    "stop": int(stop) if 0 < i < last else None,
-                }
-                for i, (token, (start, stop)) in enumerate(zip(encoding.input_ids, encoding.offsets, strict=True))
-            ]  # fmt: skip
-            rows.append(tokens if body.add_special_tokens else tokens[1:-1])
-        return Json(rows)
+
+        def described(encodings: Sequence[Encoding]) -> list[list[dict[str, Any]]]:
+            rows = [_tokens_of(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+            return rows if body.add_special_tokens else [row[1:-1] for row in rows]
+
+        return Json(await service.describe(texts, described))
 
     @routes.get("/info", response_model=InfoAnswer)
     async def info() -> Any:
@@ -151,3 +146,16 @@ def router(service: Service) -> APIRouter:
         }  # fmt: skip
 
     return routes
+
+
+def _tokens_of(text: str, encoding: Encoding) -> list[dict[str, Any]]:
+    """Return each token as ``Token`` has it."""
+    last = len(encoding) - 1
+    return [
+        {
+            "id": int(token), "text": text[start:stop] if 0 < i < last else ("<s>" if i == 0 else "</s>"),
+            "special": i in (0, last), "start": int(start) if 0 < i < last else None,
+            "stop": int(stop) if 0 < i < last else None,
+        }
+        for i, (token, (start, stop)) in enumerate(zip(encoding.input_ids, encoding.offsets, strict=True))
+    ]  # fmt: skip
