@@ -39,6 +39,7 @@ class Poisoned:
         self.lanes, self.lane, self.lane_tokens = 1, self, 256
         self.own_pass_tokens, self.pads, self.leaves_host = None, True, False
         self.batches: list[int] = []
+        self.lengths: list[int] = []  # of the rows whose states were asked for
         self.nan = False
         self.gate = threading.Event()
         self.gate.set()
@@ -54,6 +55,7 @@ class Poisoned:
         return vectors
 
     def token_states(self, batch: Batch) -> NDArray[np.float32]:
+        self.lengths += list(batch.lengths)
         return self.inner.token_states(batch)
 
 
@@ -379,6 +381,8 @@ def test_rows_beyond_the_context_are_read_in_windows_whatever_they_come_with(emb
     spans = ((0, 14), (15, 26))
     rows = [Row(embedder.tokenizer.encode(text), -1, spans) for text in texts]
     assert len(rows[1]) > embedder.max_tokens < len(rows[0])
-    for text, means in zip(texts, compute(embedder.engine, rows, max_tokens=embedder.max_tokens), strict=True):
+    engine = Poisoned(embedder)
+    for text, means in zip(texts, compute(engine, rows, max_tokens=embedder.max_tokens), strict=True):
         assert isinstance(means, np.ndarray)
         np.testing.assert_allclose(unit(means), embedder.encode(text, late_chunking=spans).vectors, atol=1e-6)
+    assert max(engine.lengths) <= embedder.max_tokens  # an engine that reads more would give other vectors
