@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from polyvec.model.pooling import truncate
 
-_KEPT = 1024  # rows whose scores are kept at every width: 4 MB a matrix, and a millisecond a width to do without
+_KEPT_ROWS = 1024  # whose scores are kept at every width: 4 MB a matrix; 1 to 2 ms a width without (AVX2, 2026-11-27)
 
 
 def info_nce(
@@ -99,7 +99,10 @@ def separation_loss(embeddings: Tensor, labels: Tensor, *, temperature: float) -
     first, second = torch.triu_indices(len(labels), len(labels), offset=1, device=labels.device)
     logits = (embeddings @ embeddings.T)[first, second] / temperature
     same = labels[first] == labels[second]
-    return F.softplus(torch.logsumexp(logits[~same], dim=0) + torch.logsumexp(-logits[same], dim=0))
+    # Not by index, whose size a GPU would have to tell, and not by infinity, which has no gradient where all are.
+    least = torch.finfo(logits.dtype).min
+    apart, together = logits.masked_fill(same, least), (-logits).masked_fill(~same, least)
+    return F.softplus(torch.logsumexp(apart, dim=0) + torch.logsumexp(together, dim=0))
 
 
 def distillation(student: Tensor, teacher: Tensor) -> Tensor:
@@ -130,7 +133,7 @@ def matryoshka(
     def at(dim: int) -> Tensor:
         return loss(*(truncate(e, dim) for e in embeddings), **options)
 
-    if max(map(len, embeddings)) <= _KEPT:
+    if max(map(len, embeddings)) <= _KEPT_ROWS:
         return torch.stack([at(dim) for dim in dims]).mean()
     # No loss draws random numbers, whose state would be kept too.
     losses: list[Tensor] = [checkpoint(at, dim, use_reentrant=False, preserve_rng_state=False) for dim in dims]

@@ -109,7 +109,7 @@ def plan(
                 cells += [
                     Cell(system, suite, width, dtype, variant)
                     for width in dict.fromkeys(widths)
-                    for dtype in dtypes
+                    for dtype in dict.fromkeys(dtypes)
                     if variant.applies(suite.kind, dtype)
                 ]
     if not cells:
@@ -123,7 +123,7 @@ def plan(
         if other is not cell:
             raise InputError(
                 f"models and data must have names that differ, got {cell.label} twice, of {other.suite.source} and "
-                f"{cell.suite.source}; rename one, or measure it into an --output folder of its own"
+                f"{cell.suite.source}; name a file once, and of two rename one or give it an --output of its own"
             )
     return cells
 

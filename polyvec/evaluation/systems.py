@@ -15,6 +15,7 @@ from polyvec.evaluation.suites import Ranking
 from polyvec.inference.embedder import Embedder
 from polyvec.inference.quantize import check_output_type, quantize, unit
 from polyvec.model.hub import MINI, resolve_model_folder
+from polyvec.model.layouts import weight_files
 from polyvec.text.chunking import sentence_spans
 
 #: Texts, an adapter's task or None for the base, a prompt -> unit rows (B, D).
@@ -90,13 +91,14 @@ def of_embedder(embedder: Embedder, name: str) -> System:
         return np.split(alone, np.cumsum([len(own) for own in parts])[:-1])
 
     graphs = {"onnx-float32": ("model.onnx", "model.safetensors"), "onnx-int8": ("model.int8.onnx",)}
-    files = graphs.get(embedder.engine.name, ("*.safetensors",))
+    names = graphs.get(embedder.engine.name)
+    files = weight_files(embedder.folder) if names is None else [embedder.folder / name for name in names]
     return System(
         name, embedder.weights_hash, embedder.engine.name, embedder.config.hidden_size,
         lambda texts, adapter, prompt: embedder.encode(list(texts), task=adapter, prompt=prompt),
         lambda vectors, width, dtype: embedder.convert(vectors, dimensions=width, dtype=dtype),
         dict(embedder.config.prompts),
         embedder.dimensions,
-        sum(path.stat().st_size for pattern in files for path in embedder.folder.rglob(pattern)),
+        sum(path.stat().st_size for path in files),
         encode_chunks,
     )  # fmt: skip

@@ -107,7 +107,7 @@ class Embedder:
     ``onnx-int8``, ``torch``, ``torch-float8`` (on GPUs that multiply 8-bit floats, refused where it moves the vectors),
     or ``auto``: ONNX where the folder holds a graph and no other ``device`` is asked for, and of its two graphs the one
     that a short run finds faster on this machine; or an open ``Engine`` of this model.
-    ``threads`` bounds the CPU threads of the engine.
+    ``threads`` bounds the CPU threads of the engine; torch has one number for the whole process, which stays.
     Raises ``WeightsError`` for a model that does not load whole.
     """
 

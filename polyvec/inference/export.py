@@ -248,7 +248,7 @@ class _Graph:
     def _build(self) -> None:
         config, encoder = self.config, self.encoder
         if encoder.merged_task is not None:
-            raise WeightsError("encoder must be unmerged to be exported; call unmerge()")
+            raise WeightsError("encoder must be unmerged to be exported; load the model again")
         shape = self.node("Shape", "input_ids")
         states_shape = self.node("Concat", shape, self.ints(config.hidden_size), axis=0)
         ids = self.node("Reshape", "input_ids", self.ints(-1))

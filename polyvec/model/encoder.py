@@ -186,7 +186,7 @@ class Encoder(nn.Module):
         if any(adapter != self.merged_task for adapter in adapters):
             raise InputError(
                 f"task ids must all be {self.merged_task} while that adapter is merged, got {sorted(adapters)}; "
-                "call unmerge() first"
+                "call unmerge() first, or load the model again"
             )
         return False
 
@@ -226,7 +226,9 @@ class Encoder(nn.Module):
         """Lay the adapters out for inference on a GPU. Three of the four weights of a layer are then there twice,
         alone and beside their factors."""
         if self.merged_task is not None:  # the second copy would hold that adapter for good
-            raise InputError(f"weights must be unmerged to be frozen, got adapter {self.merged_task}; call unmerge()")
+            raise InputError(
+                f"weights must be unmerged to be frozen, got adapter {self.merged_task}; load the model again"
+            )
         for module in self.layers.modules():
             if isinstance(module, AdaptedLinear):
                 module.freeze()

@@ -141,7 +141,9 @@ def save_hf(encoder: Encoder, folder: str | Path, tokenizer_path: str | Path) ->
 
 def _state(encoder: Encoder, dtype: torch.dtype | None) -> Tensors:
     if encoder.merged_task is not None:
-        raise WeightsError(f"encoder must be unmerged to be saved, got adapter {encoder.merged_task}; call unmerge()")
+        raise WeightsError(
+            f"encoder must be unmerged to be saved, got adapter {encoder.merged_task}; load the model again"
+        )
     return {n: t.detach().to(dtype or t.dtype).contiguous() for n, t in encoder.state_dict().items()}
 
 

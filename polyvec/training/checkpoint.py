@@ -29,7 +29,8 @@ class Checkpoint:
 
     ``run`` is everything that decides what the run computes, as JSON values: it is recorded whole, and a file of
     another run is refused. Values under a key of ``free`` may differ all the same, and those under one of
-    ``changeable`` while steps are left, which ``notice`` is told. ``every`` counts steps between two saves.
+    ``changeable`` while steps are left, which ``notice`` is told and the file keeps. ``every`` counts steps between two
+    saves.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Checkpoint:
             raise InputError(f"every must be at least 1 step, got {every}")
         self.path, self.every, self.free, self.changeable, self.notice = path, every, free, changeable, notice
         self.run: dict[str, Any] = json.loads(json.dumps(dict(run)))
+        self.changes: list[dict[str, Any]] = []  # what was another value up to a step
 
     def save(
         self,
@@ -75,14 +77,16 @@ class Checkpoint:
         if not is_first:
             return
         own["losses"] = torch.tensor(losses, dtype=torch.float64)
+        metadata = {name: json.dumps(getattr(self, name)) for name in ("run", "changes")}
+        metadata["others"] = json.dumps(others)
         with whole_file(self.path) as partial:
-            save_file(own, partial, metadata={"run": json.dumps(self.run), "others": json.dumps(others)})
-        for file in self.path.parent.glob(self.parts):
+            save_file(own, partial, metadata=metadata)
+        for file in self.path.parent.glob(self.parts_pattern):
             if file.name not in others:
                 file.unlink()
 
     @property
-    def parts(self) -> str:
+    def parts_pattern(self) -> str:
         """Pattern of the names of the other processes' files, which are nothing without the first one's."""
         return self._name("*", "*")
 
@@ -107,7 +111,9 @@ class Checkpoint:
             return []
         with self._opened() as files:
             losses = [float(loss) for loss in files[0].get_tensor("losses")]
-            self._check_run(json.loads((files[0].metadata() or {}).get("run", "{}")), len(losses), steps)
+            metadata = files[0].metadata() or {}
+            self.changes = json.loads(metadata.get("changes", "[]"))
+            self._check_run(json.loads(metadata.get("run", "{}")), len(losses), steps)
             self._check_shapes(files, parameters)
             with torch.no_grad():
                 for i, parameter in enumerate(parameters):
@@ -148,6 +154,7 @@ class Checkpoint:
                 f"{self.path} must be of the same run, got {differences}; give this run a folder of its own"
             )
         for key in keys:
+            self.changes.append({"until_step": done, key: run.get(key)})
             self.notice(f"{key} is {self.run.get(key)!r} from step {done} on, before it was {run.get(key)!r}")
 
     def _check_shapes(self, files: Sequence[Any], parameters: Sequence[nn.Parameter]) -> None:

@@ -69,7 +69,7 @@ def train(
 
     With a ``checkpoint``, which is saved before the first step already, the run goes on from the last save, to the same
     weights as a run that never stopped, provided that ``shares_of`` depends on the step alone. SIGTERM or SIGINT
-    (Ctrl-C) then ends the step, saves, tells ``notice``, and raises ``SystemExit``.
+    (Ctrl-C) then ends the step, saves, tells ``notice``, and raises ``SystemExit``; a second one does not wait.
     """
     optimizer = torch.optim.AdamW(
         [{"params": list(p), "lr": schedule.learning_rate * m, "base": m} for p, m in groups],
@@ -176,16 +176,27 @@ def _forget_after(log_path: Path, step: int) -> None:
 
 @contextmanager
 def _stop_signals(*, catch: bool) -> Iterator[Callable[[], int]]:
-    """Yield what says which of SIGTERM and SIGINT has come first, 0 for none, instead of dying of it. Signals reach the
-    main thread alone."""
+    """Yield what says which of SIGTERM and SIGINT has come, 0 for none, instead of dying of the first. Signals reach
+    the main thread alone."""
     received: list[int] = []
-    kinds = (signal.SIGTERM, signal.SIGINT) if catch and threading.current_thread() is threading.main_thread() else ()
-    before = {kind: signal.signal(kind, lambda number, _: received.append(number)) for kind in kinds}
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT) if catch and is_main}
+    before = {kind: handler for kind, handler in before.items() if handler is not signal.SIG_IGN}  # as of nohup, or &
+
+    def restore() -> None:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+    def receive(number: int, _: object) -> None:
+        received.append(number)
+        restore()  # the second one does not wait for the step
+
+    for kind in before:
+        signal.signal(kind, receive)
     try:
         yield lambda: received[0] if received else 0
     finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
+        restore()
 
 
 @contextmanager

@@ -97,10 +97,12 @@ def _part(run: Run, dataset: Dataset, tasks: Sequence[str | None], dims: Sequenc
     return _Part(loss, mass, left_out)
 
 
-def _sampler(run: Run, dataset: Dataset, groups: Iterable[tuple[Any, ...]]) -> GroupedSampler:
-    """Return one whose batches share language and source, which ``groups`` tells of each pair. A pair alone in its
-    group has no other to be told apart from, and is never drawn."""
-    sampler = GroupedSampler(groups, smallest=2, smoothing=run.smoothing, seed=run.seed)
+def _sampler(
+    run: Run, dataset: Dataset, groups: Iterable[tuple[Any, ...]], *, has_negatives: bool = False
+) -> GroupedSampler:
+    """Return one whose batches share language and source, which ``groups`` tells of each pair. Without negatives a pair
+    alone in its group has nothing to be told apart from, and is never drawn."""
+    sampler = GroupedSampler(groups, smallest=1 if has_negatives else 2, smoothing=run.smoothing, seed=run.seed)
     if not sampler.groups:
         raise InputError(
             f"{dataset.source} must hold two pairs of one lang and source to tell apart, got none in {len(dataset)} "
@@ -110,7 +112,8 @@ def _sampler(run: Run, dataset: Dataset, groups: Iterable[tuple[Any, ...]]) -> G
 
 
 def _pairs(run: Run, dataset: Dataset) -> tuple[Draw, float, str]:
-    sampler = _sampler(run, dataset, dataset.walk("lang", "source"))
+    has_negatives = any(negatives for (negatives,) in dataset.walk("negatives"))
+    sampler = _sampler(run, dataset, dataset.walk("lang", "source"), has_negatives=has_negatives)
     sides = COLUMNS[dataset.kind]
 
     def draw(step: int) -> list[Pair]:
@@ -136,7 +139,8 @@ def _inferences(run: Run, dataset: Dataset) -> tuple[Draw, float, str]:
             contradicted.setdefault(premise, []).append(number)
     if not entailed:
         raise InputError(f"{dataset.source} must hold an entailment, got {len(dataset)} examples of other labels")
-    sampler = _sampler(run, dataset, groups)
+    has_negatives = not contradicted.keys().isdisjoint(premises)
+    sampler = _sampler(run, dataset, groups, has_negatives=has_negatives)
     entailing = {premises[i] for group in sampler.groups for i in group}
     used = sampler.num_records + sum(len(numbers) for p, numbers in contradicted.items() if p in entailing)
     why = f"that are neutral, or contradict a premise that entails nothing, or {_ALONE}"

@@ -72,7 +72,7 @@ def run_stage(
             notice=notice if distributed.is_first() else lambda sentence: None,
         )  # fmt: skip
         if not checkpoint.path.exists():
-            check_new_folder(output, besides=checkpoint.parts)
+            check_new_folder(output, besides=checkpoint.parts_pattern)
         distributed.wait_for_all()  # the first to go on writes there
         encoder, companions = _open(run)
         tokenizer_file = companions / "tokenizer.json" if companions.is_dir() else companions

@@ -241,7 +241,8 @@ def test_what_no_step_draws_is_counted(make: Callable[..., Run], tmp_path: Path)
         sentences: list[str] = []
         run_stage(make(stage, steps=1, data=(str(data),), output=str(tmp_path / stage)), notice=sentences.append)
         assert [told.startswith(f"{data}: {sentence}") for told in sentences] == [True], sentences
-    pairs = [{**row, "lang": "de" if i else "en"} for i, row in enumerate(rows_of("pairs"))]
+    pairs = [{"query": row["query"], "passage": row["passage"], "lang": "de" if i else "en"}
+             for i, row in enumerate(rows_of("pairs"))]  # fmt: skip
     graded = [{"text_a": row["query"], "text_b": row["passage"], "score": i, "lang": row["lang"]}
               for i, row in enumerate(pairs)]  # fmt: skip
     for stage, rows, options in (
@@ -258,6 +259,10 @@ def test_what_no_step_draws_is_counted(make: Callable[..., Run], tmp_path: Path)
     data.write_text("".join(json.dumps({**row, "source": str(i)}) + "\n" for i, row in enumerate(pairs)))
     with pytest.raises(InputError, match="must hold two pairs of one lang and source to tell apart, got none"):
         run_stage(make("retrieval", data=(str(data),), output=str(tmp_path / "none")))
+    data.write_text("".join(json.dumps({**row, "source": str(i)}) + "\n" for i, row in enumerate(rows_of("pairs"))))
+    sentences = []
+    run = make("retrieval", steps=1, data=(str(data),), output=str(tmp_path / "each"))
+    assert run_stage(run, notice=sentences.append)[0] > 0 and not sentences  # its negatives are something to tell apart
     data.write_text("".join(json.dumps({**row, "label": "neutral" if i else "contradiction"}) + "\n"
                             for i, row in enumerate(inferences)))  # fmt: skip
     with pytest.raises(InputError, match="must hold an entailment, got 12 examples of other labels"):
@@ -314,6 +319,8 @@ def test_a_run_that_failed_goes_on_with_what_it_was_told_to_lower(make: Callable
     told: list[str] = []
     losses = run_stage(lower, notice=told.append)
     assert told == ["learning_rate is 0.001 from step 0 on, before it was 1e+30"]
+    with safe_open(Path(lower.output) / "checkpoint.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["changes"]) == [{"until_step": 0, "learning_rate": 1e30}]
     straight = run_stage(replace(run, output=str(tmp_path / "other"), learning_rate=1e-3))
     assert straight == pytest.approx(losses, rel=1e-4)
     assert run_stage(lower, notice=told.append) == losses and len(told) == 1  # the checkpoint is of the new run

@@ -82,7 +82,7 @@ def test_separation_is_cosent_over_all_pairs_of_texts(labels: list[int]) -> None
 
 
 def test_a_loss_keeps_little_for_its_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polyvec.losses._KEPT", 32)
+    monkeypatch.setattr("polyvec.losses._KEPT_ROWS", 32)
     kept: list[int] = []
 
     def noted(tensor: torch.Tensor) -> torch.Tensor:
@@ -100,7 +100,7 @@ def test_a_loss_keeps_little_for_its_backward_pass(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("kept", [0, 1024])
 def test_matryoshka_is_the_mean_over_cut_and_rescaled_widths(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polyvec.losses._KEPT", kept)
+    monkeypatch.setattr("polyvec.losses._KEPT_ROWS", kept)
     first, second = unit(6, 16).requires_grad_(), unit(6, 16, seed=1)
     by_hand = torch.stack([info_nce(truncate(first, d), truncate(second, d), temperature=0.1) for d in (4, 16)]).mean()
     whole = matryoshka(info_nce, first, second, dims=(4, 16), temperature=0.1)
@@ -256,20 +256,37 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weigh
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_step_saves_and_exits(tmp_path: Path, kind: signal.Signals) -> None:
+    def own(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
+
     def terminate(step: int) -> None:
         if step == 5:
             os.kill(os.getpid(), kind)
 
-    told: list[str] = []
-    with pytest.raises(SystemExit) as stopped:
-        run_of(tmp_path, stop=terminate, notice=told.append)
-    assert stopped.value.code == 128 + kind
-    assert told == [f"stopped by {kind.name} and saved after step 6 of 12; the same run again goes on from there"]
-    read: list[int] = []
-    run_of(tmp_path, stop=read.append)
-    assert read[0] == 6
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    def hurry(step: int) -> None:
+        os.kill(os.getpid(), kind)
+        os.kill(os.getpid(), kind)
+
+    def ignored(step: int) -> None:
+        os.kill(os.getpid(), kind)
+        read.append(step)
+
+    before = signal.signal(kind, own)
+    try:
+        told: list[str] = []
+        with pytest.raises(SystemExit) as stopped:
+            run_of(tmp_path, stop=terminate, notice=told.append)
+        assert stopped.value.code == 128 + kind and signal.getsignal(kind) is own
+        assert told == [f"stopped by {kind.name} and saved after step 6 of 12; the same run again goes on from there"]
+        with pytest.raises(KeyboardInterrupt):  # the second one does not wait for the end of the step
+            run_of(tmp_path, stop=hurry)
+        assert signal.getsignal(kind) is own
+        signal.signal(kind, signal.SIG_IGN)  # as a shell does for what runs in its background
+        read: list[int] = []
+        run_of(tmp_path, stop=ignored)
+        assert read == list(range(6, 12))
+    finally:
+        signal.signal(kind, before)
 
 
 def test_a_checkpoint_of_another_run_or_shape_or_a_cut_one_is_refused(tmp_path: Path) -> None:

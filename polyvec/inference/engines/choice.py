@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,10 @@ def faster_precision(folder: Path, config: ModelConfig, *, threads: int | None =
     present = [precision for precision, path in graphs.items() if path.exists()]
     if len(present) == 1:
         return present[0]
-    return remembered("engines", _facts(graphs, threads), graphs, lambda: _measure(graphs, config, threads))
+    try:
+        return remembered("engines", _facts(graphs, threads), graphs, lambda: _measure(graphs, config, threads))
+    except MemoryError:
+        return "int8"  # the smaller, and not remembered: another day both may fit
 
 
 def _measure(graphs: dict[str, Path], config: ModelConfig, threads: int | None) -> str:
@@ -47,10 +49,8 @@ def _measure(graphs: dict[str, Path], config: ModelConfig, threads: int | None) 
     batch = Batch.of(rows, [NO_ADAPTER] * len(rows))
     seconds = dict.fromkeys(graphs, math.inf)
     for precision in [*graphs, *graphs]:  # twice, for what else starts to run meanwhile slows one of them alone
-        with suppress(MemoryError):  # what does not fit is none to choose
-            seconds[precision] = min(seconds[precision], _seconds(graphs[precision], config, batch, threads))
-    # Where neither fits, int8 is the smaller.
-    return "int8" if seconds["int8"] * _GAIN <= seconds["fp32"] else "fp32"
+        seconds[precision] = min(seconds[precision], _seconds(graphs[precision], config, batch, threads))
+    return "int8" if seconds["int8"] * _GAIN < seconds["fp32"] else "fp32"
 
 
 def _seconds(path: Path, config: ModelConfig, batch: Batch, threads: int | None) -> float:

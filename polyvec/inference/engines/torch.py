@@ -50,7 +50,7 @@ class TorchEngine:
     layers are kept once more for every task: a pass whose texts share a task costs what one without adapters does, and
     only what is left over goes through all adapters at once. With None nothing is merged. ``"auto"`` is ``"each"`` on a
     GPU of whose memory the copies take at most an eighth, else None; in bfloat16 the two ways round differently.
-    What is merged stays so, in ``encoder`` too. ``threads`` bounds torch's own on a CPU, which the process shares.
+    What is merged stays so, in ``encoder`` too. ``threads`` are torch's own on a CPU, a number of the whole process.
     """
 
     def __init__(
@@ -101,9 +101,8 @@ class TorchEngine:
             self._encoder.compile_layers(compiler)
         if is_cuda if graphs is None else graphs:
             self._graphs = Graphs(self._recordable, self.device)
-        threads = threads or usable_cores()  # torch knows affinity and no quota
-        if self.device.type == "cpu" and threads < torch.get_num_threads():
-            torch.set_num_threads(threads)
+        if self.device.type == "cpu" and (threads or usable_cores() < torch.get_num_threads()):
+            torch.set_num_threads(threads or usable_cores())  # torch knows affinity and no quota
 
     @property
     def lane(self) -> TorchEngine:
