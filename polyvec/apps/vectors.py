@@ -36,7 +36,9 @@ def add_vectors(index: Index, location: str, *, column: str = "text") -> int:
         if all(known.get(i, "").rpartition(" ")[2] == name for i in ids):
             continue
         for i in ids:
-            if i in known and (known[i] in parts or known[i].rpartition(" ")[0] != folder):
+            if known.get(i, ids[i]) == ids[i]:  # new, or from before the same part was made again with a row more
+                continue
+            if known[i] in parts or known[i].rpartition(" ")[0] != folder:
                 raise InputError(
                     f"ids of vectors must tell all rows of a database apart, got {i!r} in {folder} {name} and in "
                     f"{known[i]}; embed with --id and a column without repeats, or index into another database"

@@ -14,6 +14,7 @@ from polyvec.apps.index import Index
 from polyvec.apps.vectors import add_vectors
 from polyvec.batch.engines import Here
 from polyvec.batch.job import Job
+from polyvec.batch.output import Output
 from polyvec.batch.run import prepare, run
 from polyvec.cli.common import make_stamp
 from polyvec.errors import InputError
@@ -90,6 +91,18 @@ def test_a_changed_input_is_an_update_and_another_folder_takes_no_id(
     with pytest.raises(InputError, match=rf"got 'in.txt:1' in {other} part-\w+ and in {tmp_path}/out part-\w+; embed"):
         add_vectors(index, other)
     assert len(index.store) == 5 and not index.search("month", mode="text")
+
+
+def test_a_part_made_again_with_a_row_more_brings_the_row(
+    tmp_path: Path, embed: Callable[..., str], embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, output = Index(tmp_path / "db", embedder, create=True), embed()
+    tables = Output.tables
+    with monkeypatch.context() as patch:  # as if the second row of each part had needed more than --memory
+        patch.setattr(Output, "tables", lambda self: ((name, table[:1]) for name, table in tables(self)))
+        assert add_vectors(index, output) == 3
+    assert (add_vectors(index, output), len(index.store)) == (4, 5)
+    assert add_vectors(index, output) == 0
 
 
 def test_an_id_that_two_parts_have_is_refused(tmp_path: Path, embed: Callable[..., str], embedder: Embedder) -> None:
