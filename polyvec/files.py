@@ -66,7 +66,10 @@ def _raised(rows: Iterator[Record | InputError]) -> Iterator[Record]:
 
 
 def text_rows(file: IO[str], name: str, *, suffix: str, column: str) -> Iterator[Record | InputError]:
-    """Yield the records of an open file of text by its ``suffix``; in place of a row without a text, its error."""
+    """Yield the records of an open file of text by its ``suffix``; in place of a row without a text, its error.
+
+    Raises ``InputError`` for what is no CSV.
+    """
     if suffix == ".jsonl":
         yield from _json_rows(file, name, column)
     elif suffix in CSV_SUFFIXES:
@@ -99,8 +102,9 @@ def _csv_rows(file: IO[str], name: str, column: str, delimiter: str) -> Iterator
             row = dict(next(reader))
         except StopIteration:
             return
-        except csv.Error as error:
-            yield InputError(f"{name}:{reader.line_num + 1} must be CSV, got {error}")  # the line it begins on
+        except csv.Error as error:  # where the next row begins nobody knows: the reader drops the rest of its line
+            first = reader.line_num + 1  # the line that the row begins on
+            raise InputError(f"{name}:{first} must be CSV, got {error}") from error
         else:
             if any(row.pop(None, ())):  # what lies beyond the header's columns
                 yield InputError(

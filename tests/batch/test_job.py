@@ -75,6 +75,13 @@ def test_every_format_gives_the_same_vectors(tmp_path: Path, embed: Embed) -> No
         assert found["id"].to_pylist() == [f"{name}:{i + 1}" for i in range(26)]
 
 
+def test_a_broken_quote_in_csv_stops_the_job_before_anything_is_embedded(tmp_path: Path, embed: Embed) -> None:
+    (tmp_path / "in.csv").write_text('key,text\n1,one\n2,"two" or\nthree\n4,four\n')
+    with pytest.raises(InputError, match=r"in\.csv:3 must be CSV, got ',' expected after"):
+        embed(tmp_path / "in.csv", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.parquet"))
+
+
 def test_folders_globs_and_urls_are_inputs(tmp_path: Path, embed: Embed, new_job: Callable[..., Job]) -> None:
     write(tmp_path / "in" / "a.jsonl", TEXTS[:5])
     write(tmp_path / "in" / "deep" / "b.jsonl", TEXTS[5:9])
