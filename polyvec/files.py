@@ -299,7 +299,7 @@ class _ParquetFile:
         if wider == self._writer.schema:
             return
         self._writer.close()
-        narrow = self._path.replace(self._path.with_suffix(".narrow"))
+        narrow = self._path.replace(self._path.with_suffix(".narrow.partial"))
         try:
             self._writer = self._pq.ParquetWriter(self._path, wider, compression="zstd")
             with self._pq.ParquetFile(narrow) as file:

@@ -223,9 +223,10 @@ def _is_below(source: str, roots: tuple[str, ...]) -> bool:
 
 def _is_gone(source: str) -> bool:
     """Whether there is no such file any longer. One that is not found may lie in a folder that cannot be read, or have
-    a name that is read only where it is asked for."""
+    a name that is read only where it is asked for; one that is found under a name of other case is another source."""
+    folder, name = os.path.split(source)
     try:
-        return not stat.S_ISREG(os.stat(source).st_mode)
+        return not stat.S_ISREG(os.stat(source).st_mode) or name not in os.listdir(folder)
     except OSError as error:
         return isinstance(error, (FileNotFoundError, NotADirectoryError))
 

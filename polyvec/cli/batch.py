@@ -69,7 +69,6 @@ def embed_folder(
         chosen = embedder.engine.name
         job = replace(job, engine="torch" if chosen.startswith("torch") else chosen.removesuffix("-float32"))
     job = replace(job, stamp=stamp)
-    del embedder  # its memory is the workers'
     place = _place(cluster, workers, cpus, gpus, memory)
     from polyvec.batch.run import prepare, run
 
@@ -79,9 +78,11 @@ def embed_folder(
     if dry_run:
         from polyvec.batch.estimate import estimate
 
-        embedder = Embedder(job.model, engine=ready.job.engine, threads=threads)
+        if ready.job.engine != job.engine:
+            embedder = Embedder(job.model, engine=ready.job.engine, threads=threads)
         typer.echo(json.dumps(estimate(ready, embedder, place.workers), indent=1))
         return
+    del embedder  # its memory is the workers'
     if ready.done:
         typer.echo(f"{len(ready.done)} of {len(ready.plan.parts)} parts are finished", err=True)
     started = time.monotonic()

@@ -58,7 +58,7 @@ def serve(
     api_keys: Annotated[
         Path | None, typer.Option(help="File of API keys (polyvec key); everyone is answered if left out.")
     ] = None,
-    queue_tokens: Annotated[int, typer.Option(min=1, help="Tokens that may wait; beyond, 429.")] = 200_000,
+    queue_tokens: Annotated[int, typer.Option(min=1, help="Tokens that may be read, wait or run, or 429.")] = 200_000,
     cache_rows: Annotated[int, typer.Option(min=0, help="Vectors kept for texts that come again; 0 keeps none.")] = 0,
     max_seconds: Annotated[float, typer.Option(min=0.001, help="Seconds within which a request is answered.")] = 60.0,
     max_body_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a request's body.")] = 8_000_000,

@@ -219,6 +219,8 @@ def _timeout(headers: Mapping[str, str]) -> float | None:
 
 def check_shape(body: bytes) -> None:
     """Raise ``Problem`` for JSON of more than ``MAX_PARTS`` or deeper than ``MAX_DEPTH``, in time linear in it."""
+    if b"\0" in body:  # Python would read UTF-16 and UTF-32 too, whose bytes are not those that are counted here
+        raise Problem(400, "the body must be JSON in UTF-8, got bytes of value 0; encode it as UTF-8")
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH and body.count(b":") <= MAX_PARTS - MAX_DEPTH:
         return  # no more even if none of them is in a string
     unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
@@ -227,9 +229,10 @@ def check_shape(body: bytes) -> None:
         raise Problem(
             400, f"the body must hold at most {MAX_PARTS} fields, lists and objects, got more; send several requests"
         )
-    depth = deepest = 0
-    for bracket in re.findall(rb"[\[\]{}]", outside):
-        depth += 1 if bracket in b"[{" else -1
-        deepest = max(deepest, depth)
-    if deepest > MAX_DEPTH:
-        raise Problem(400, f"the body must nest at most {MAX_DEPTH} levels of JSON, got more; send flat inputs")
+    depth = 0
+    for bracket in re.finditer(rb"[\[\]{}]", outside):
+        depth += 1 if bracket[0] in b"[{" else -1
+        if depth > MAX_DEPTH:
+            raise Problem(400, f"the body must nest at most {MAX_DEPTH} levels of JSON, got more; send flat inputs")
+        if depth < 0:
+            return  # no JSON, as whoever reads it will say, and there may be millions more of these

@@ -16,7 +16,7 @@ class Metrics:
         self.request_seconds = Histogram("polyvec_request_seconds", "Whole requests", ["path"], registry=registry)
         self.tokens = Counter("polyvec_tokens", "Tokens embedded", ["task"], registry=registry)
         self.tokenise_seconds = Histogram("polyvec_tokenise_seconds", "Texts of a request to tokens", registry=registry)
-        self.queue_tokens = Gauge("polyvec_queue_tokens", "Tokens waiting or running", registry=registry)
+        self.queue_tokens = Gauge("polyvec_queue_tokens", "Tokens being read, waiting or running", registry=registry)
         self.queue_seconds = Histogram("polyvec_queue_seconds", "Wait of a row", registry=registry)
         self.engine_seconds = Histogram("polyvec_engine_seconds", "Pass of a batch", registry=registry)
         self.batch_rows = Histogram("polyvec_batch_rows", "Rows of a batch", buckets=_SIZES, registry=registry)

@@ -18,6 +18,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     _due: asyncio.TimerHandle | None = None
     _is_in_head = True
+    _is_whole = False  # the last request, its body included
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -32,12 +33,18 @@ class PatientProtocol(HttpToolsProtocol):
                 self._expect_head()
             elif self._head_bytes > _HEAD_BYTES:
                 self._give_up()
-        elif self._due is None and self._is_answered():  # the rest of a body that nobody reads any more
-            self._due = self.loop.call_later(HEAD_SECONDS, self._give_up)
+        elif self._is_answered() and (self._due is None or self._is_whole):  # of a body that nobody reads any more
+            self._head_arrived()
+            self._due = self.loop.call_later(self.timeout_keep_alive if self._is_whole else HEAD_SECONDS, self._give_up)
 
     def on_message_begin(self) -> None:
-        self._is_in_head, self._head_bytes = True, 0
+        self._head_arrived()  # the wait for it is over
+        self._is_in_head, self._is_whole = True, False
         super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        self._is_whole = True
+        super().on_message_complete()
 
     def on_headers_complete(self) -> None:
         self._head_arrived()

@@ -47,10 +47,12 @@ class DrainingError(PolyvecError):
 
 
 class DeadlineError(PolyvecError):
-    """A request waited longer than the ``seconds`` that it may."""
+    """A request waited longer than it may."""
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"a request must be answered within {seconds:g} s, got none; send less")
+
+def deadline_error(seconds: float) -> DeadlineError:
+    """Return the error of a request without an answer after ``seconds``."""
+    return DeadlineError(f"a request must be answered within {seconds:g} s, got none; send less")
 
 
 @dataclass(eq=False)
@@ -121,7 +123,7 @@ class Scheduler:
         self._queue = FairQueue()
         self._reading_tokens = 0
         self._pending_tokens = 0
-        metrics.queue_tokens.set_function(lambda: self._pending_tokens)
+        metrics.queue_tokens.set_function(lambda: self._reading_tokens + self._pending_tokens)
         self._tokens_per_second = 1000.0  # of one engine, for Retry-After; a guess until the first batch
         self._wake = asyncio.Event()
         self._in_flight: dict[bytes, Job] = {}
@@ -184,7 +186,7 @@ class Scheduler:
         try:
             if jobs:
                 passed = 0.0 if since is None else time.monotonic() - since
-                await self._wait([job.result for job in jobs], timeout - passed, DeadlineError(timeout))
+                await self._wait([job.result for job in jobs], timeout - passed, deadline_error(timeout))
             return [one.result.result() if isinstance(one, Job) else one[0] for one in found]
         finally:
             for job in jobs:  # the siblings of one that failed are dropped with it

@@ -23,7 +23,7 @@ from polyvec.inference.quantize import check_output_type, quantize, unit
 from polyvec.serving.caller import CALLER, CHECK
 from polyvec.serving.compute import Row
 from polyvec.serving.metrics import Metrics
-from polyvec.serving.scheduler import DeadlineError, Scheduler
+from polyvec.serving.scheduler import Scheduler, deadline_error
 from polyvec.serving.tracing import Tracing
 from polyvec.serving.worker import WorkerEngine
 from polyvec.tasks import Task, resolve_task
@@ -216,7 +216,7 @@ class Service:
             try:
                 return await asyncio.wait_for(work, since + self._timeout() - time.monotonic())
             except asyncio.TimeoutError:
-                raise DeadlineError(self._timeout()) from None
+                raise deadline_error(self._timeout()) from None
 
     def _rows(self, inputs: Sequence[Input], task: Task, truncate: bool) -> list[Row]:
         tokenizer, limit = self.embedder.tokenizer, self.embedder.max_tokens

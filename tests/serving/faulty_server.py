@@ -19,7 +19,7 @@ QUOTE = "the input was: secret"  # as a runtime may quote it in an exception
 FITTING_ROWS = 2  # beside a token that needs much memory
 BAD_TEXT = "this text breaks the tokenizer"
 BAD_WIDTH = 13  # breaks what comes after the model
-HEAD_SECONDS, BODY_SECONDS = 1.0, 1.5
+HEAD_SECONDS, BODY_SECONDS = 1.0, 1.5  # unless passes are slow on purpose: 64 threads of a client may take a second
 PASS_SECONDS = float(os.environ.get("FAULTY_PASS_SECONDS", "0"))
 
 _pool, _tokens_batch = OnnxEngine.pool, Tokenizer.tokens_batch
@@ -61,5 +61,6 @@ if __name__ == "__main__":
         return unit(vectors)
 
     service.unit = break_one_width  # type: ignore[attr-defined]
-    protocol.HEAD_SECONDS, guard._READ_SECONDS = HEAD_SECONDS, BODY_SECONDS
+    if not PASS_SECONDS:
+        protocol.HEAD_SECONDS, guard._READ_SECONDS = HEAD_SECONDS, BODY_SECONDS
     app()

@@ -194,6 +194,9 @@ def test_quotes_without_end_are_read_once() -> None:
     started = time.monotonic()
     with pytest.raises(Problem, match="nest at most"):
         check_shape(b"[" * 40 + b'"' * 200_000)
+    with pytest.raises(Problem, match="must be JSON in UTF-8"):
+        check_shape("[[]]".encode("utf-16"))
+    check_shape(b"[" * 32 + b"]" * 5_000_000)  # looks at as many as were opened, and leaves the rest to the parser
     assert time.monotonic() - started < 5  # minutes, if each were looked from to the end
     check_shape(b"[" + b'"\\", ""[[{:", ' * 5000 + b"1]")  # brackets in strings are text
 
