@@ -184,7 +184,7 @@ def test_two_files_of_one_name_end_the_command_before_any_work(tmp_path: Path) -
     command = ["evaluate", *map(str, files), "--model", "bm25", "-o", str(tmp_path / "out")]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 2 and not (tmp_path / "out").exists()
-    assert f"got bm25 on test (retrieval) twice, of {files[0]} and {files[1]}; rename one" in result.stderr
+    assert f"got bm25 on test (retrieval) twice, of {files[0]} and {files[1]}; name a file once" in result.stderr
 
 
 def test_results_of_other_weights_end_the_command(model_folder: Path, tmp_path: Path) -> None:

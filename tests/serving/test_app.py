@@ -352,7 +352,8 @@ def test_health_is_not_the_load_s(embedder: Embedder, monkeypatch: pytest.Monkey
         await asyncio.sleep(0.05)
         gate.set()
         await asyncio.gather(*checks)
-        assert len(passes) < 6 and sum(lengths == [short] for lengths in passes) <= 2
+        places = [i for i, lengths in enumerate(passes) if lengths == [short]]  # of the work's row and of the checks'
+        assert len(places) <= 2 and places[-1] < 6
         await asyncio.gather(*asked, return_exceptions=True)
         await service.stop()
 
