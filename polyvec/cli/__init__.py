@@ -5,6 +5,7 @@ Results go to stdout, progress and errors to stderr. Exit code 0: done; 1: nothi
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -37,6 +38,9 @@ app.add_typer(train_app, name="train")
 @app.callback(invoke_without_command=True)
 def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Task-specific Matryoshka embeddings of text in many languages."""
+    # Before torch starts its threads: they wait for each other many times a layer, and one that waits by turning keeps
+    # the core from the other where a second program has the rest of them. Costs nothing where there is none.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if version:
         typer.echo(__version__)
         raise typer.Exit(0)
