@@ -87,10 +87,21 @@ def _json_rows(file: IO[str], name: str, column: str) -> Iterator[Record | Input
             yield InputError(f"{name}:{number} must be one JSON value, got {error}")
             continue
         row = {column: row} if isinstance(row, str) else row
-        if isinstance(row, dict):
+        if ("\\ud" in line or "\\uD" in line) and not _is_unicode(row):
+            yield InputError(f"{name}:{number} must be UTF-8 text, got bytes or surrogates that are none")
+        elif isinstance(row, dict):
             yield _checked(row, name, number, column)
         else:
             yield InputError(f"{name}:{number} must be a JSON object or string, got {type(row).__name__}")
+
+
+def _is_unicode(row: Any) -> bool:
+    """Whether a value of JSON can be written: half of a pair of escapes cannot."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _csv_rows(file: IO[str], name: str, column: str, delimiter: str) -> Iterator[Record | InputError]:

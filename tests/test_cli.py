@@ -293,6 +293,8 @@ def test_train_adapter_adds_a_task_that_embed_knows(tmp_path: Path, model_folder
         (["embed", "notes.txt", "-o", "v", "--part-rows", "0"], "part_rows must be at least 1, got 0"),
         (["embed", "notes.txt", "-o", "v", "--cpus", "2"], "--cpus needs --cluster, got none"),
         (["embed", "notes.txt", "-o", "v.npy", "--gpus", "1"], "--gpus needs --cluster, got none"),
+        (["embed", "notes.txt", "-o", "v.npy", "--part-rows", "0"], "--part-rows needs a folder as output, got"),
+        (["embed", "notes.txt", "--dedupe", "job"], "--dedupe needs a folder as output, got '-'"),
         (["embed", "notes.txt", "-o", "v", "--batch-tokens", "64"], "--batch-tokens needs a file as output, got 'v'"),
         (
             ["embed", "notes.txt", "-o", "v", "--cluster", "auto", "--gpus", "1", "--engine", "onnx"],

@@ -71,6 +71,11 @@ def test_parquet_gives_its_texts_and_keeps_other_columns(tmp_path: Path) -> None
         ("a.jsonl", b"{oops\n", r"a\.jsonl:1 must be one JSON value"),
         ("a.jsonl", b"[1]\n", r"a\.jsonl:1 must be a JSON object or string, got list"),
         ("a.jsonl", b'{"text": null}\n', r"a\.jsonl:1: 'text' must be a text, got NoneType"),
+        (
+            "a.jsonl",
+            b'"\\ud83d\\ude00"\n{"text": "b", "more": ["\\uD83D"]}\n',
+            r"a\.jsonl:2 must be UTF-8 text, got bytes",
+        ),
         ("a.csv", b"id\n1\n", r"a\.csv:2 must have the column 'text', got id"),
         ("a.csv", b'text\n"one\ntwo\nthree\n', r"a\.csv:2 must be CSV, got unexpected end of data"),
         ("a.tsv", b'text\tid\n"One" she said\t1\n', r"a\.tsv:2 must be CSV, got '\t' expected after '\"'"),

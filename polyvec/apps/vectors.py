@@ -17,12 +17,13 @@ from polyvec.search.store import Passage
 _TASK = "retrieval.passage"
 
 
-def add_vectors(index: Index, location: str, *, column: str = "text") -> int:
-    """Add the rows of a job's output to a database, part by part, and return how many were new.
+def add_vectors(index: Index, location: str, *, column: str = "text") -> tuple[int, int]:
+    """Add the rows of a job's output to a database, part by part, and return how many passages came and ids went.
 
     ``column`` is the text, which the job must have kept. A row's id is its source. Parts that are there already are
-    left out; one that a changed input made anew replaces its ids. Raises ``InputError`` for vectors of another model,
-    task or width, or of few bits, and for an id that the database has from another folder or part.
+    left out; one that a changed input made anew replaces its ids, and ids that the folder has no longer go. Raises
+    ``InputError`` for vectors of another model, task or width, or of few bits, and for an id that the database has from
+    another folder or part.
     """
     output = Output(location)
     _check(index, output, column)
@@ -30,9 +31,11 @@ def add_vectors(index: Index, location: str, *, column: str = "text") -> int:
     parts = {f"{folder} {receipt['part']}" for receipt in output.manifest["parts"]}
     is_chunked = output.manifest["job"]["late_chunking"] is not None
     known = index.store.sources()  # the digest of an id is its folder and part
+    gone = {i for i, digest in known.items() if digest.rpartition(" ")[0] == folder}
     count = 0
     for name, table in output.tables():
         ids = dict.fromkeys(map(str, table["id"].to_pylist()), f"{folder} {name}")
+        gone -= ids.keys()
         if all(known.get(i, "").rpartition(" ")[2] == name for i in ids):
             continue
         for i in ids:
@@ -49,8 +52,9 @@ def add_vectors(index: Index, location: str, *, column: str = "text") -> int:
         index.store.write(passages, np.asarray(vectors), ids)
         known |= ids
         count += len(passages)
+    index.store.remove(gone)
     index.store.optimize()
-    return count
+    return count, len(gone)
 
 
 def _check(index: Index, output: Output, column: str) -> None:

@@ -126,7 +126,8 @@ class _Meter:
 
 def check_file_options(output: str, **given: object) -> None:
     """Raise ``InputError`` for an option that only a folder of parts has."""
-    if wrong := [name for name, value in given.items() if value]:
+    unset: tuple[object, ...] = (None, [])
+    if wrong := [name for name, value in given.items() if value is not False and value not in unset]:
         raise InputError(
             f"--{wrong[0].replace('_', '-')} needs a folder as output, got {output!r}, "
             f"not a file ending in {', '.join(VECTOR_SUFFIXES)}"

@@ -63,11 +63,13 @@ def embed(
         float | None,
         typer.Option(help="MB that a worker may write to; a text that needs more is set aside.", rich_help_panel=_JOB),
     ] = None,
-    part_rows: Annotated[int, typer.Option(help="Rows in a part.", rich_help_panel=_JOB)] = 8192,
+    part_rows: Annotated[
+        int | None, typer.Option(help="Rows in a part; 8192 if left out.", rich_help_panel=_JOB)
+    ] = None,
     dedupe: Annotated[
-        str,
-        typer.Option(help="Embed equal texts once in the whole job, or in each part: job, part.", rich_help_panel=_JOB),
-    ] = "job",
+        str | None,
+        typer.Option(help="Embed equal texts once in the job (if left out) or part: job, part.", rich_help_panel=_JOB),
+    ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Make anew a folder of another model or options.", rich_help_panel=_JOB)
     ] = False,
@@ -90,7 +92,7 @@ def embed(
         job = Job(
             source=source, column=column, id_column=id_column, keep=tuple(keep or ()), model=model, engine=engine,
             task=task, dimensions=dimensions, dtype=dtype, late_chunking=parse_chunking(late_chunking),
-            truncate=truncate, part_rows=part_rows, dedupe=dedupe,
+            truncate=truncate, part_rows=8192 if part_rows is None else part_rows, dedupe=dedupe or "job",
         )  # fmt: skip
         embed_folder(
             job, output, cluster=cluster, workers=workers, cpus=1 if cpus is None else cpus, gpus=gpus or 0,
@@ -104,6 +106,8 @@ def embed(
         late_chunking=late_chunking,
         workers=workers,
         memory=memory,
+        part_rows=part_rows,
+        dedupe=dedupe,
         replace=replace,
         dry_run=dry_run,
     )

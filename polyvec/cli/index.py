@@ -47,8 +47,9 @@ def index(
         raise InputError(f"index needs PATHS or --vectors, one of the two, got {'both' if paths else 'neither'}")
     opened = Index(database, Embedder(model, engine=engine), dimensions=dimensions, dtype=dtype, create=True)
     if vectors is not None:
-        count = add_vectors(opened, vectors, column=column)
-        typer.echo(f"{count} added; {len(opened.store)} passages in {database}", err=True)
+        added, removed = add_vectors(opened, vectors, column=column)
+        counts = f"{added} added" + (f", {removed} removed" if removed else "")
+        typer.echo(f"{counts}; {len(opened.store)} passages in {database}", err=True)
         return
     assert paths
     report = opened.update(paths, column=column, max_megabytes=max_megabytes, progress=sys.stderr.isatty())

@@ -34,11 +34,11 @@ class PatientProtocol(HttpToolsProtocol):
             elif self._head_bytes > _HEAD_BYTES:
                 self._give_up()
         elif self._is_answered() and (self._due is None or self._is_whole):  # of a body that nobody reads any more
-            self._head_arrived()
+            self._stop_waiting()
             self._due = self.loop.call_later(self.timeout_keep_alive if self._is_whole else HEAD_SECONDS, self._give_up)
 
     def on_message_begin(self) -> None:
-        self._head_arrived()  # the wait for it is over
+        self._stop_waiting()  # the wait for it is over
         self._is_in_head, self._is_whole = True, False
         super().on_message_begin()
 
@@ -47,19 +47,19 @@ class PatientProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_headers_complete(self) -> None:
-        self._head_arrived()
+        self._stop_waiting()
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_arrived()
+        self._stop_waiting()
         super().connection_lost(exc)
 
     def _expect_head(self) -> None:
-        self._head_arrived()
+        self._stop_waiting()
         self._is_in_head = True
         self._due = self.loop.call_later(HEAD_SECONDS, self._give_up)
 
-    def _head_arrived(self) -> None:
+    def _stop_waiting(self) -> None:
         self._is_in_head = False
         self._head_bytes = 0
         if self._due is not None:
