@@ -10,7 +10,7 @@ whole encoder on English texts and their translations. The number of steps is wh
 one, 20 MB, and what ``table`` reads is one file, ``observations.npz``. A variant that is in it is not trained again.
 
 A difference is of the mean over the languages, with a paired 95 % bootstrap interval: of the first variant from the
-start, of the others from the first.
+start, of those with a field of the loss over pairs from pairs without it, of the others from the first.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "the same with hardness 5": {**_PAIRED, "hardness": 5.0},
     "the same with guard 0.1": {**_PAIRED, "guard": 0.1},
 }
-_FIRST = next(iter(VARIANTS))
+_FIRST, _PLAIN_PAIRS = "distance and relation", "no teacher: translations as pairs"
 _TRIAL = 40  # steps that tell how long one takes: two reports of the loop
 
 
@@ -149,19 +149,27 @@ def run(
 def table(work: Work) -> None:
     """Print every score x 100 and how it differs, as a table in Markdown."""
     found = read_observations(work)
-    if missing := [name for name in (_START, _FIRST) if name not in found]:
+    names = [name for name in VARIANTS if name in found]
+    if missing := [name for name in dict.fromkeys([_START, _FIRST, *map(baseline_of, names)]) if name not in found]:
         raise InputError(f"{work} must hold results of {' and '.join(missing)}, got none; give `run` first")
     kinds = list(found[_START])
     print("| |" + "".join(f" {kind} |" for kind in kinds) + "\n|---|" + "---|" * len(kinds))
     print(f"| {_START} |" + "".join(f" {100 * _mean(found[_START][kind]):.1f} |" for kind in kinds))
-    for name in [name for name in VARIANTS if name in found]:
-        results, baseline = found[name], found[_START if name == _FIRST else _FIRST]
+    for name in names:
+        results, baseline = found[name], found[baseline_of(name)]
         cells = []
         for kind in kinds:
             gain = compare_means(baseline[kind], results[kind])
             ends = f"{100 * gain.value:+.1f}, {100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
             cells.append(f"{100 * _mean(results[kind]):.1f} ({ends})")
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def baseline_of(name: str) -> str:
+    """Return what a variant differs from in one thing, or the first for pairs alone."""
+    if name == _FIRST:
+        return _START
+    return _PLAIN_PAIRS if VARIANTS[name].items() > _PAIRED.items() else _FIRST
 
 
 def read_records(work: Path) -> dict[str, list[Record]]:

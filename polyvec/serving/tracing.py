@@ -8,7 +8,9 @@ on, ``OTEL_SERVICE_NAME``, ``OTEL_TRACES_SAMPLER`` and the rest hold too.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -16,12 +18,15 @@ from typing import Any
 from polyvec import __version__
 from polyvec.errors import MissingExtraError
 
+_log = logging.getLogger(__name__)
+_LAST_SECONDS = 2.0  # for the last spans, once all requests are answered: no server stays for a collector that is away
 _NOTHING = contextlib.nullcontext()
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
 class Tracing:
-    """Spans of one server; without an endpoint in the environment none, at no cost. ``close`` sends the last ones."""
+    """Spans of one server; without an endpoint in the environment none, at no cost. ``close`` sends the last ones, or
+    says that they are lost."""
 
     def __init__(self) -> None:
         self._tracer: Any = None
@@ -38,7 +43,8 @@ class Tracing:
         except ImportError as error:
             raise MissingExtraError.of(f"{named[0]} in the environment", "otel") from error
         os.environ.setdefault("OTEL_SERVICE_NAME", "polyvec")
-        self._provider = TracerProvider(resource=Resource.create({"service.version": __version__}))
+        resource = Resource.create({"service.version": __version__})
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)  # which would wait without end
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("polyvec", __version__)
         self._trace, self._propagator = trace, TraceContextTextMapPropagator()
@@ -92,5 +98,12 @@ class Tracing:
                 raise
 
     def close(self) -> None:
-        if self._tracer is not None:
-            self._provider.shutdown()
+        if self._tracer is None:
+            return
+        sending = threading.Thread(target=self._provider.shutdown, daemon=True)
+        sending.start()
+        sending.join(_LAST_SECONDS)
+        if sending.is_alive():
+            _log.warning(
+                "the collector must take the last spans within %g s, got no answer; they are lost", _LAST_SECONDS
+            )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -66,6 +68,18 @@ def test_a_request_is_followed_to_the_batch_that_computed_it(received: list[byte
     refused = [s for s in spans if s.name == "POST /v1/embeddings" and s.trace_id.hex() != TRACE]
     assert [{a.key: a.value.int_value for a in s.attributes}["http.response.status_code"] for s in refused] == [400]
     assert not any(b"sentence" in data for data in received)
+
+
+def test_a_collector_that_does_not_answer_keeps_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its time-out of ten seconds comes on top of those for requests, and supervisors kill what stops too late."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        process, address = start()
+        assert httpx.get(f"{address}/ready").status_code == 200
+        began = time.monotonic()
+        said = stop(process)
+        assert time.monotonic() - began < 8
+    assert "the collector must take the last spans within 2 s, got no answer; they are lost" in said
 
 
 def test_without_an_endpoint_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
