@@ -92,7 +92,8 @@ def embed(
         job = Job(
             source=source, column=column, id_column=id_column, keep=tuple(keep or ()), model=model, engine=engine,
             task=task, dimensions=dimensions, dtype=dtype, late_chunking=parse_chunking(late_chunking),
-            truncate=truncate, part_rows=8192 if part_rows is None else part_rows, dedupe=dedupe or "job",
+            truncate=truncate, part_rows=Job.part_rows if part_rows is None else part_rows,
+            dedupe=Job.dedupe if dedupe is None else dedupe,
         )  # fmt: skip
         embed_folder(
             job, output, cluster=cluster, workers=workers, cpus=1 if cpus is None else cpus, gpus=gpus or 0,
