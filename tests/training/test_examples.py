@@ -91,13 +91,16 @@ def test_the_row_at_fault_is_named_and_nothing_of_the_source_is_kept(tmp_path: P
     data = tmp_path / "pairs.jsonl"
     for change, sentence in (
         ({"passage": None}, "example 24 must have the columns query, passage for retrieval"),
-        ({"passage": "\ud800"}, "example 24 must be UTF-8 text, got bytes or surrogates that are none"),
+        ({"passage": "\ud800"}, "pairs.jsonl:24 must be UTF-8 text, got bytes or surrogates that are none"),
     ):
         data.write_bytes(lines([*PAIRS[:-1], {**PAIRS[-1], **change}]))
         with pytest.raises(InputError, match=sentence):
             read_dataset(str(data), "retrieval")
         with pytest.raises(InputError, match=sentence):  # again: a part of a source is no source
             read_dataset(str(data), "retrieval")
+    data.write_bytes(lines(PAIRS).replace(PAIRS[-1]["passage"].encode(), b"\xff"))
+    with pytest.raises(InputError, match="example 24 must be UTF-8 text, got bytes or surrogates that are none"):
+        read_dataset(str(data), "retrieval")
     with pytest.raises(InputError, match="must be a file, folder, glob or URL, got .*, which is not there"):
         read_dataset(str(tmp_path / "none.jsonl"), "retrieval")
     with pytest.raises(InputError, match="must be a URL of a known kind"):
