@@ -87,7 +87,7 @@ def _json_rows(file: IO[str], name: str, column: str) -> Iterator[Record | Input
             yield InputError(f"{name}:{number} must be one JSON value, got {error}")
             continue
         row = {column: row} if isinstance(row, str) else row
-        if ("\\ud" in line or "\\uD" in line) and not _is_unicode(row):
+        if ("\\ud" in line or "\\uD" in line) and not are_unicode([json.dumps(row, ensure_ascii=False)]):
             yield InputError(f"{name}:{number} must be UTF-8 text, got bytes or surrogates that are none")
         elif isinstance(row, dict):
             yield _checked(row, name, number, column)
@@ -95,10 +95,10 @@ def _json_rows(file: IO[str], name: str, column: str) -> Iterator[Record | Input
             yield InputError(f"{name}:{number} must be a JSON object or string, got {type(row).__name__}")
 
 
-def _is_unicode(row: Any) -> bool:
-    """Whether a value of JSON can be written: half of a pair of escapes cannot."""
+def are_unicode(values: Iterable[object]) -> bool:
+    """Whether the texts among ``values`` can be written; bytes that were no UTF-8 and half a pair of escapes cannot."""
     try:
-        json.dumps(row, ensure_ascii=False).encode()
+        "".join(value for value in values if isinstance(value, str)).encode()
     except UnicodeEncodeError:
         return False
     return True

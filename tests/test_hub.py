@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import pytest
 from polyvec.samples import corpus
 from polyvec.training.run import Run
 from polyvec.training.stages import run_stage
+from tests.training.test_stages import toml_of
 
 REPO, COMMIT = "someone/pairs", "0" * 40
 ROWS = [{"query": row["text"][:30], "passage": row["text"][30:]} for row in corpus()]
@@ -110,9 +111,8 @@ def test_training_reads_a_dataset_of_the_hub(hub: tuple[str, type[Hub]], tmp_pat
     )  # fmt: skip
 
     def train(name: str, source: str) -> subprocess.CompletedProcess[str]:
-        values = {**asdict(near), "data": [source], "output": str(tmp_path / name)}
-        toml = tmp_path / f"{name}.toml"
-        toml.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+        far = replace(near, data=(source,), output=str(tmp_path / name))
+        toml = toml_of(far, tmp_path / f"{name}.toml")
         command = [sys.executable, "-m", "polyvec", "train", str(toml)]
         return subprocess.run(command, capture_output=True, text=True, env=environment)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from polyvec.batch.job import Job
 from polyvec.errors import InputError
-from polyvec.files import Record
+from polyvec.files import Record, are_unicode
 from polyvec.inputs import InputFile, input_records
 
 _SLICE_CHARACTERS = 8_000_000  # a slice of long texts ends early: memory is bounded by characters, not by rows
@@ -125,8 +125,6 @@ def _row(record: Record, where: str, job: Job) -> Row:
         return Row(where, "", {}, f"must have an id in {job.id_column!r}, got none")
     kept = {"id": identifier, **{c: record[c] for c in job.keep}}
     text = record[job.column]
-    try:
-        (text + "".join(v for v in kept.values() if isinstance(v, str))).encode()
-    except UnicodeEncodeError:
+    if not are_unicode([text, *kept.values()]):
         return Row(where, "", {}, "must be UTF-8 text, got bytes or surrogates that are none")
     return Row(where, text, kept)

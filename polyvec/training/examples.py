@@ -20,7 +20,7 @@ from polyvec.data.failure_cases import quality_of
 from polyvec.data.filters import overlaps
 from polyvec.data.languages import is_language
 from polyvec.errors import InputError, MissingExtraError, PolyvecError
-from polyvec.files import Record, checked_rows
+from polyvec.files import Record, are_unicode, checked_rows
 from polyvec.inputs import filesystem, input_columns, input_files, input_state, read_input
 
 #: Kind of dataset -> columns. ``lang`` and ``source`` group a batch; ``negatives`` are hard ones of a query;
@@ -275,10 +275,8 @@ def _checked(row: Record, columns: tuple[str, ...], where: str, purpose: str) ->
     if negatives is not None and not (isinstance(negatives, list) and all(isinstance(n, str) for n in negatives)):
         raise InputError(f"{where}: 'negatives' must be a list of texts, got {negatives!r:.60}")
     texts = (*(row[column] for column in columns), row.get("lang"), row.get("source"), *(negatives or ()))
-    try:
-        "".join(text for text in texts if isinstance(text, str)).encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{where} must be UTF-8 text, got bytes or surrogates that are none") from error
+    if not are_unicode(texts):
+        raise InputError(f"{where} must be UTF-8 text, got bytes or surrogates that are none")
     if "hypothesis" in columns and row["label"] not in INFERENCE:
         raise InputError(f"{where}: 'label' must be one of {', '.join(INFERENCE)}, got {row['label']!r}")
     checks: dict[str, Callable[[Any, str], Any]] = {

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from polyvec.training.run import Run, make_run
+from polyvec.training.run import Run
 from polyvec.training.stages import run_stage
-from tests.training.test_stages import rows_of
+from tests.training.test_stages import rows_of, toml_of
 
 PORT = 29400
 ADDRESSES = ("10.254.77.1", "10.254.77.2")
@@ -80,12 +81,11 @@ def prepare(folder: Path, model_folder: Path, **changes: Any) -> tuple[Run, Path
     data = folder / "pairs.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows_of("pairs")))
     values = {
-        "stage": "pairs", "data": [str(data)], "output": str(folder / "one"), "steps": 4, "model": str(model_folder),
+        "stage": "pairs", "data": (str(data),), "output": str(folder / "one"), "steps": 4, "model": str(model_folder),
         "batch_size": 10, "part_tokens": 200, "max_tokens": 64, "learning_rate": 1e-5, "warmup_steps": 1, **changes,
     }  # fmt: skip
-    toml = folder / "run.toml"
-    toml.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in {**values, "output": str(folder / "two")}.items()))
-    return make_run(values, source="run.toml"), toml
+    run = Run(**values)
+    return run, toml_of(replace(run, output=str(folder / "two")), folder / "run.toml")
 
 
 def check_equal(folder: Path) -> None:
