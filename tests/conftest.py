@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -85,6 +86,13 @@ def torch_embedder(model_folder: Path) -> Embedder:
 def mini(cache_folder: Path) -> Embedder:
     """polyvec-mini, the model in the package, on the engine that is fastest here."""
     return Embedder()
+
+
+def free_port() -> int:
+    """Return a port of this machine where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
 
 
 def packed(lengths: list[int], vocab_size: int = 512, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ from polyvec.apps.index import Index
 from polyvec.errors import InputError
 from polyvec.samples import corpus
 from polyvec.training.run import read_run
+from tests.conftest import free_port
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -75,9 +75,7 @@ class Page:
         self.names: dict[str, object] = {"__name__": "page"}
         self.printed = ""
         self.server: subprocess.Popen[str] | None = None
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = str(free.getsockname()[1])
+        self.port = str(free_port())
         self.environment = {
             **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "POLYVEC_PORT": self.port,
             "COLUMNS": "120",

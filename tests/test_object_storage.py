@@ -17,6 +17,8 @@ import boto3
 import pyarrow.parquet as pq
 import pytest
 
+from tests.conftest import free_port
+
 BUCKET = "texts"
 TEXTS = [f"the router number {i % 9} is late" for i in range(20)]
 
@@ -24,8 +26,7 @@ TEXTS = [f"the router number {i % 9} is late" for i in range(20)]
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A server, and the variables by which every client of S3 finds it."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     log = (tmp_path_factory.mktemp("s3") / "log").open("w")
     server = subprocess.Popen(command, stdout=log, stderr=log)

@@ -23,6 +23,10 @@ _UNSPACED = r"[。！？｡]+[」』”’）]*"
 _END = re.compile(rf"{_SPACED}|{_UNSPACED}|\n")
 _ABBREVIATION = re.compile(r"(?:^|[\s(.])[^\W\d_]\.$|(?:^|[\s(])(?:Mr|Mrs|Ms|Dr|Prof|St|No|vs|Nr|Sr|Jr|etc|bzw|ca)\.$")
 
+_BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
+_MARKED = re.compile(r"#{1,6}[^\S\n]")  # a heading of Markdown
+_LONGEST_HEADING = 80  # characters
+
 
 def sentence_spans(text: str) -> list[Span]:
     """Return character spans of the sentences of ``text``, in any script; a line break ends one too.
@@ -56,17 +60,20 @@ def _append_trimmed(spans: list[Span], text: str, start: int, end: int) -> int:
 def passage_spans(text: str, size: int = 280) -> list[Span]:
     """Return spans of consecutive sentences of up to ``size`` characters, across a blank line only after a heading.
 
-    A heading is a short block that ends like no sentence; alone it would be the best passage for its own words.
-    A sentence beyond four times ``size`` (a table, a line of code) is cut between words. What holds no letter or digit,
-    such as a ruled line, is left out.
+    A heading is a short block that ends like no sentence, or Markdown's, or several of those; alone it would be the
+    best passage for its own words, so it opens the next passage however long that is. A sentence beyond four times
+    ``size`` (a table, a line of code) is cut between words. What holds no letter or digit, such as a ruled line, is
+    left out.
     """
     spans: list[Span] = []
     parts = (part for span in sentence_spans(text) for part in _cut(text, span, 4 * size))
     for start, end in parts:
         if not any(map(str.isalnum, text[start:end])):
             continue
-        fits = bool(spans) and end - spans[-1][0] <= size
-        if fits and (text.count("\n", spans[-1][1], start) < 2 or _is_heading(text[slice(*spans[-1])])):
+        if spans and (
+            _is_heading(text[slice(*spans[-1])])
+            or (end - spans[-1][0] <= size and not _BLANK_LINE.search(text, spans[-1][1], start))
+        ):
             spans[-1] = (spans[-1][0], end)
         else:
             spans.append((start, end))
@@ -74,8 +81,10 @@ def passage_spans(text: str, size: int = 280) -> list[Span]:
 
 
 def _is_heading(part: str) -> bool:
-    last = part.rstrip("# ")[-1:]  # Markdown may close a heading with its marks
-    return len(part) <= 80 and "\n" not in part and (last.isalnum() or last == ":")
+    lines = [line for line in part.splitlines() if line.strip()]
+    if any(len(line) > _LONGEST_HEADING for line in lines):
+        return False
+    return all(map(_MARKED.match, lines)) or (len(lines) == 1 and (part[-1].isalnum() or part[-1] == ":"))
 
 
 def _cut(text: str, span: Span, size: int) -> Iterator[Span]:

@@ -52,6 +52,18 @@ def test_a_heading_opens_the_passage_below_it() -> None:
     assert [text[a:b] for a, b in passage_spans(text)] == ["# Reset\n\nHold the button.", "Wait a while."]
 
 
+def test_headings_that_follow_each_other_open_one_passage_however_long() -> None:
+    text = "# Manual\n\n## What if it is stuck? ##\n\n" + "Hold the button " * 20
+    assert passage_spans(text) == [(0, len(text) - 1)]
+
+
+def test_the_head_of_a_table_stays_with_its_rows() -> None:
+    text = "Prices follow.\n\n| kind | price |\n|---|---|\n| round | 3 euros |\n\nNo cards."
+    assert [text[a:b] for a, b in passage_spans(text)] == [
+        "Prices follow.", "| kind | price |\n|---|---|\n| round | 3 euros |", "No cards.",
+    ]  # fmt: skip
+
+
 def test_a_sentence_without_end_is_cut_between_words() -> None:
     text = "word " * 500 + "x" * 3000
     parts = [text[a:b] for a, b in passage_spans(text, size=100)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from polyvec.training.examples import INFERENCE
 from polyvec.training.objectives import distinct
 from polyvec.training.run import STAGES, Run, make_run, read_run
 from polyvec.training.stages import run_stage
+from tests.conftest import free_port
 
 LANGS = ("en", "de", "fr", "es", "it", "pt", "nl", "pl")
 
@@ -171,13 +171,6 @@ def torchrun(files: Sequence[Path], count: int) -> None:
     """Run ``count`` processes of each run."""
     results = started(count, "-c", _EACH, *(word for file in files for word in (str(file), str(free_port()))))
     assert [code for code, _ in results] == [0] * count, results
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def started(count: int, *arguments: str) -> list[tuple[int, str]]:
