@@ -32,6 +32,9 @@ MAX_CHARACTERS = 300  # of a translated text; longer ones are nearly all of one 
 PART_CHARACTERS = 500  # of a document's parts and of a passage: the teachers read 256 tokens
 SMOOTHING = 0.6  # a language is drawn in proportion to its texts to this power
 ENGLISH_SHARE = 0.25  # of the draws; at a tenth, English similarity fell by 3.5 points (docs/experiments.md)
+SMALLEST_CLASS = 20  # texts; the smaller ones of the news are lines that were cut in the wrong place
+#: What the labels of a source tell.
+LABELS = {"clinc150": "intents", "banking77": "intents", "masakhanews": "topics", "wisesight": "opinions"}
 _WORD = re.compile(r"[^\W\d_]{2}")
 
 
@@ -130,6 +133,23 @@ def translations(data: Path) -> Iterator[Record]:
         if sizes[lang] >= 1000 and seen[lang] < 2000:
             seen[lang] += 1
             yield {"text_a": rows[i]["en"], "text_b": rows[i]["text"], "lang": lang}
+
+
+def labelled(data: Path) -> tuple[dict[str, list[Record]], list[Record]]:
+    """Return labelled texts by what their labels tell, and those that stay out, to measure on: every fifth of the
+    sources that have no development set."""
+    rows = _rows(data, "classification")
+    sizes = Counter((row["source"], row["lang"], row["label"]) for row in rows)
+    seen: Counter[str] = Counter()
+    kept: dict[str, list[Record]] = {kind: [] for kind in LABELS.values()}
+    held_out = []
+    for row in rows:
+        if sizes[row["source"], row["lang"], row["label"]] < SMALLEST_CLASS:
+            continue
+        seen[row["source"]] += 1
+        stays_out = row["source"] != "clinc150" and seen[row["source"]] % 5 == 0
+        (held_out if stays_out else kept[LABELS[row["source"]]]).append(row)
+    return kept, held_out
 
 
 def _rows(data: Path, name: str) -> list[Record]:

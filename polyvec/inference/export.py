@@ -5,10 +5,11 @@ outputs ``pooled`` (B, D), the mean over real tokens, and ``token_states`` (B, T
 chosen per row, as in ``polyvec.model.lora``; a batch pays for the adapters that its texts name and for no other.
 Attention and rotary positions are ONNX Runtime's fused operators.
 
-Neither graph holds large weights. Those of the fp32 graph point into ``model.safetensors`` beside it, so nothing is
-stored twice, and half-precision weights become float32 when the session opens. The 8-bit codes of the int8 graph lie in
-a file of their own, which ONNX Runtime maps into memory: a model may pass the 2 GB of a protobuf, and of the word table
-only the rows that texts touch are ever read.
+Neither graph holds large weights. The word table of both and all weights of the fp32 graph are those of
+``model.safetensors`` beside it: nothing is stored twice, and half-precision weights become float32 when the session
+opens, those of the table as they are read. The 8-bit codes of the int8 graph's layers lie in a file of their own. ONNX
+Runtime maps both files into memory: a model may pass the 2 GB of a protobuf, and of the table only the rows that texts
+touch are ever read.
 
 Shape letters: B texts, T padded tokens, N = B * T, D width, I and O inputs and outputs of a linear layer, H heads,
 K head width, A adapters, n of them named in the batch, R rank, V vocabulary.
@@ -313,16 +314,8 @@ class _Graph:
 
     def _embedding(self, table: AdaptedEmbedding, name: str, ids: str) -> str:
         num_adapters, num_rows, rank = table.lora_A.shape
-        if self.precision == "int8":
-            weight = table.weight.detach()
-            scales = (weight.abs().amax(1, keepdim=True) / 127).clamp_min(1e-12)  # one a row: rows differ in length
-            codes = self.code((weight / scales).round().to(torch.int8), f"{name}.weight")
-            rows = self.as_float(self.node("Gather", codes, ids))
-            rows = self.node("Mul", rows, self.node("Gather", self.weight(scales, f"{name}.scales"), ids))
-            factors = self.code(table.lora_A.half().view(-1, rank), f"{name}.lora_A")
-        else:
-            rows = self.as_float(self.node("Gather", self.stored(f"{name}.weight"), ids))
-            factors = self.stored(f"{name}.lora_A", num_adapters * num_rows, rank)
+        rows = self.as_float(self.node("Gather", self.stored(f"{name}.weight"), ids))
+        factors = self.stored(f"{name}.lora_A", num_adapters * num_rows, rank)
         entries = self.node("Add", self.node("Mul", self.token_tasks, self.ints(num_rows)), ids)
         columns = self.as_float(self.node("Gather", factors, entries))  # (N, R), of each token's own adapter
         columns = self.node("Mul", self.node("Unsqueeze", columns, self.ints(1)),

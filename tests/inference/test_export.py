@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from polyvec.inference import export
 from polyvec.inference.engines.onnx import OnnxEngine
 from polyvec.model.config import tiny
 from polyvec.model.encoder import Encoder
+from polyvec.model.lora import AdaptedLinear
 from polyvec.model.weights import load_encoder, save_encoder, save_original
 
 
@@ -70,6 +72,15 @@ def test_one_file_of_codes_lies_beside_the_int8_graph(folder: Path, monkeypatch:
     export.export_onnx(folder, precision="int8")
     (after,) = folder.glob("*.bin")
     assert after != before
+
+
+def test_of_weights_the_int8_graph_keeps_codes_of_layers_alone(folder: Path, encoder: Encoder) -> None:
+    (codes,) = folder.glob("*.bin")
+    layers = sum(layer.weight.numel() for layer in encoder.layers.modules() if isinstance(layer, AdaptedLinear))
+    assert codes.stat().st_size == layers
+    graph = onnx.load(folder / "model.int8.onnx", load_external_data=False).graph
+    table = next(w for w in graph.initializer if w.name == "embeddings.word_embeddings.weight")
+    assert {entry.key: entry.value for entry in table.external_data}["location"] == "model.safetensors"
 
 
 def test_a_wrong_weight_is_caught_by_the_gate(folder: Path, encoder: Encoder) -> None:
