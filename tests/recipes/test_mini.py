@@ -54,6 +54,22 @@ def test_a_text_learns_its_translations_vector_and_parts_of_a_document_stand_tog
     assert english / sum(row["weight"] for row in rows) == pytest.approx(mini_texts.ENGLISH_SHARE, abs=1e-5)
 
 
+def test_labels_are_parted_by_kind_and_what_is_measured_on_is_not_learned_from(tmp_path: Path) -> None:
+    sizes = {("clinc150", "en"): 30, ("banking77", "en"): 25, ("masakhanews", "lin"): 25, ("masakhanews", "yor"): 19}
+    rows = [
+        {"text": f"{source} {lang} {i}", "label": "one", "lang": lang, "source": source}
+        for (source, lang), count in sizes.items()
+        for i in range(count)
+    ]
+    (tmp_path / "train").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train/classification.parquet")
+    kept, held_out = mini_texts.labelled(tmp_path)
+    assert {kind: len(texts) for kind, texts in kept.items()} == {"intents": 50, "topics": 20, "opinions": 0}
+    assert [row["source"] for row in held_out] == ["banking77"] * 5 + ["masakhanews"] * 5  # clinc150 has its own
+    learned = {row["text"] for texts in kept.values() for row in texts}
+    assert not learned & {row["text"] for row in held_out} and not any("yor" in text for text in learned)
+
+
 def test_a_run_of_parts_learns_the_mean_of_their_targets(data: Path, tmp_path: Path) -> None:
     table = mini_texts.choose(data)
     tokenizer_file = tmp_path / "tokenizer.json"
