@@ -75,8 +75,8 @@ PROMPTED_SHARE = 0.4  # of the texts in distillation; without any, prompts move 
 LONG_SHARE = 0.006  # of the texts of a batch, which are about a fifth of its tokens: runs of parts of a document
 MAX_TOKENS = 256  # of one text; the teachers read as many
 #: The adapters' runs. Every third retrieval batch is of translations: without them the two adapters forget that
-#: languages share a space. The labels of each kind are files of their own: drawn by the root of
-#: its size, every language of the news counted, the kind with the finest classes was a third of the batches. Orthogonality costs whole vectors nothing and spares bits and narrow ones
+#: languages share a space. Orthogonality costs whole vectors nothing and spares bits and narrow ones. Labels of each
+#: kind are a file of their own: in one file, drawn by the root of their sizes, the finest were a third of the batches
 #: (docs/experiments.md).
 STAGES: dict[str, dict[str, Any]] = {
     "retrieval": {

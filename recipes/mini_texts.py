@@ -142,7 +142,7 @@ def labelled(data: Path) -> tuple[dict[str, list[Record]], list[Record]]:
     sizes = Counter((row["source"], row["lang"], row["label"]) for row in rows)
     seen: Counter[str] = Counter()
     kept: dict[str, list[Record]] = {kind: [] for kind in LABELS.values()}
-    held_out = []
+    held_out: list[Record] = []
     for row in rows:
         if sizes[row["source"], row["lang"], row["label"]] < SMALLEST_CLASS:
             continue
