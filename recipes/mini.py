@@ -92,7 +92,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "negatives": 0, "max_tokens": 128, "learning_rate": 3e-3,
     },
     "separation": {
-        "data": ("intents", "topics", "opinions", "pairs"), "shares": (4.0, 1.0, 0.5, 0.5), "steps": 200,
+        "data": ("intents", "topics", "opinions", "pairs"), "shares": (4.0, 1.0, 0.5, 0.5), "steps": 120,
         "batch_size": 128, "max_tokens": 64, "learning_rate": 3e-3,
     },
 }  # fmt: skip

@@ -35,6 +35,8 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     names = {str(option.name) for option in context.command.params} - {"config"}
     if unknown := sorted(set(entries) - names):
         raise typer.BadParameter(f"{path} must hold {', '.join(sorted(names))}, got {', '.join(unknown)}")
+    if odd := [name for name, value in entries.items() if isinstance(value, (bool, dict))]:  # true would count as 1
+        raise typer.BadParameter(f"{odd[0]} of {path} must be a number, a text or a list, got another entry")
     context.default_map = entries
     return path
 

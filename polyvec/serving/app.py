@@ -11,14 +11,14 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from polyvec import __version__
 from polyvec.errors import PolyvecError
 from polyvec.serving.bodies import Post, posts_of
 from polyvec.serving.dialects import cohere, ollama, openai_jina, tei
 from polyvec.serving.errors import OpenAIError, Problem, envelope, problem_of, responses, server_fault
-from polyvec.serving.guard import PRIORITY_HEADER, TIMEOUT_HEADER, Guard
+from polyvec.serving.guard import OPEN_PATHS, PRIORITY_HEADER, TIMEOUT_HEADER, Guard
 from polyvec.serving.keys import Keys
 from polyvec.serving.service import Service
 
@@ -45,8 +45,8 @@ def make_app(service: Service, *, keys: Keys | None = None, max_body_bytes: int 
     # The usual pages of documentation load scripts from elsewhere; this server makes no one do that.
     app = FastAPI(title="polyvec", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     posts: dict[str, Post] = {}
-    for dialect in (openai_jina, cohere, tei, ollama):
-        routes = dialect.router(service)
+    dialects = [dialect.router(service) for dialect in (openai_jina, cohere, tei, ollama)]
+    for routes in dialects:
         app.include_router(routes)
         posts |= posts_of(routes)
 
@@ -56,10 +56,17 @@ def make_app(service: Service, *, keys: Keys | None = None, max_body_bytes: int 
         await service.check()
         return Health(status="ok")
 
-    @app.get("/ready", tags=["operation"], response_model=Readiness, responses={503: {"model": Readiness}})
+    @app.get(
+        "/ready",
+        tags=["operation"],
+        response_model=Readiness,
+        responses={400: {"model": OpenAIError}, 503: {"model": Readiness}},
+    )
     async def ready() -> JSONResponse:
         """New requests are taken, and a worker is there to compute them."""
-        status = "ready" if service.ready else "draining" if service.scheduler.draining else "restarting"
+        status = (
+            "ready" if service.ready else "draining" if service.leaving or service.scheduler.draining else "restarting"
+        )
         return JSONResponse({"status": status}, 200 if service.ready else 503)
 
     @app.get("/metrics", tags=["operation"], response_class=PlainTextResponse, responses=responses(OpenAIError))
@@ -77,25 +84,20 @@ def make_app(service: Service, *, keys: Keys | None = None, max_body_bytes: int 
         assert isinstance(error, PolyvecError)
         return answer(request, problem_of(error))
 
-    async def http(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
-        sentences = {
-            404: "the path must be one of this server's, got another; see /openapi.json",
-            405: "the method must fit the path, got another; see /openapi.json",
-        }
-        sentence = sentences.get(error.status_code, "the request is not valid")
-        return answer(request, Problem(error.status_code, sentence, headers=error.headers))
-
     async def fault(request: Request, _: Exception) -> JSONResponse:
         return answer(request, server_fault())  # the guard, which meets the error too, logs it
 
     app.add_exception_handler(PolyvecError, ours)
     app.add_exception_handler(Exception, fault)
-    app.add_exception_handler(HTTPException, http)
     _complete(app.openapi(), with_keys=keys is not None)
+    methods: dict[str, set[str]] = {}  # no path has a part that varies, which the guard would not know
+    for route in [*app.routes, *(route for dialect in dialects for route in dialect.routes)]:
+        if isinstance(route, Route):
+            methods.setdefault(route.path, set()).update((route.methods or set()) - {"HEAD"})
     return Guard(
         app,
         posts=posts,
+        methods=methods,
         keys=keys,
         max_body_bytes=max_body_bytes,
         metrics=service.metrics,
@@ -111,7 +113,8 @@ def _complete(schema: dict[str, Any], *, with_keys: bool) -> None:
             "description": "bulk gets what interactive work leaves and a little beside it",
         },
         {
-            "name": TIMEOUT_HEADER, "in": "header", "schema": {"type": "number", "exclusiveMinimum": 0},
+            "name": TIMEOUT_HEADER, "in": "header",
+            "schema": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1e6},
             "description": "seconds within which the answer is needed; later it is 504",
         },
     ]  # fmt: skip
@@ -120,6 +123,9 @@ def _complete(schema: dict[str, Any], *, with_keys: bool) -> None:
             answers = operation["responses"]
             if "HTTPValidationError" in str(answers.get("422")):
                 del answers["422"]
+            for status, answer in answers.items():  # an error is JSON, whatever the route's result
+                if status >= "400" and "text/plain" in answer.get("content", {}):
+                    answer["content"]["application/json"] = answer["content"].pop("text/plain")
             if "post" in path:
                 operation["parameters"] = headers
     for name in ("HTTPValidationError", "ValidationError"):
@@ -127,3 +133,5 @@ def _complete(schema: dict[str, Any], *, with_keys: bool) -> None:
     if with_keys:
         schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         schema["security"] = [{"key": []}]
+        for path in OPEN_PATHS & schema["paths"].keys():
+            schema["paths"][path]["get"]["security"] = []

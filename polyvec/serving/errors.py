@@ -16,7 +16,7 @@ from polyvec.serving.keys import RateLimitError
 from polyvec.serving.scheduler import DeadlineError, DrainingError, OverloadedError
 
 _TEI_PATHS = ("/", "/embed", "/embed_all", "/similarity", "/tokenize", "/info")
-_TEI_TYPES = {400: "Empty", 413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
+_TEI_TYPES = {429: "Overloaded", 500: "Backend", 503: "Unhealthy", 504: "Backend"}  # the rest is the caller's
 _CODES = {
     400: "invalid_request", 401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 408: "timeout",
     413: "request_too_large", 415: "unsupported_media_type", 422: "invalid_request", 429: "rate_limit_exceeded",
@@ -120,7 +120,8 @@ def invalid(errors: Sequence[Any]) -> Problem:
     if first["type"] == "extra_forbidden":  # its name is input too
         return Problem(400, "the body must hold fields of the API alone, got no such field; see /openapi.json")
     field = str(first["loc"][0]) if first["loc"] else "the body"
-    return Problem(400, f"{field} must follow the API, got a fault ({first['msg'].lower()}); see /openapi.json")
+    said = first["msg"][0].lower() + first["msg"][1:]
+    return Problem(400, f"{field} must follow the API, got a fault ({said}); see /openapi.json")
 
 
 def envelope(path: str, request_id: str, problem: Problem) -> JSONResponse:
@@ -129,7 +130,7 @@ def envelope(path: str, request_id: str, problem: Problem) -> JSONResponse:
     body: dict[str, Any]
     if path in _TEI_PATHS:
         status = 422 if status == 400 else status
-        body = {"error": message, "error_type": _TEI_TYPES.get(status, "Backend")}
+        body = {"error": message, "error_type": _TEI_TYPES.get(status, "Validation")}
     elif path.startswith("/v2/"):
         body = {"message": message, "id": request_id}
     elif path.startswith("/api/"):

@@ -8,7 +8,7 @@ import random
 import re
 import time
 import traceback
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Collection, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -28,7 +28,7 @@ MAX_DEPTH = 32  # of nested JSON; no dialect needs more than 4
 MAX_PARTS = 10_000  # fields, lists and objects, each of which costs to read, known or not; 2048 inputs have twice that
 _READ_SECONDS = 60.0  # for a whole body
 _LEFT = 499  # nginx's number for a client that left; in the log and the metrics alone, for nobody is there to see it
-_OPEN_PATHS = frozenset({"/", "/health", "/ready"})  # to all but what embeds: POST / does
+OPEN_PATHS = frozenset({"/", "/health", "/ready"})  # to all but what embeds: POST / does
 #: ``bulk`` work gets what interactive work leaves, and a little beside it.
 PRIORITY_HEADER = "x-polyvec-priority"
 #: Seconds within which the caller needs the answer; never more than the server's own limit.
@@ -41,7 +41,9 @@ class Guard:
     """Wraps ``app``, and answers the ``posts`` itself. Without ``keys`` everyone is answered.
 
     A body goes straight to its route: what FastAPI would do on the way there is done here already or not needed, and
-    took as long as all the rest of a request (measured 2026-11-26).
+    took as long as all the rest of a request (measured 2026-11-26). ``app`` is asked only what ``methods`` names, path
+    by path to the letter: its own idea of a path is wider (a line break may follow), and none of a body's limits hold
+    there.
     """
 
     def __init__(
@@ -49,12 +51,14 @@ class Guard:
         app: ASGIApp,
         *,
         posts: Mapping[str, Post],
+        methods: Mapping[str, Collection[str]],
         keys: Keys | None,
         max_body_bytes: int,
         metrics: Metrics,
         tracing: Tracing,
     ) -> None:
-        self.app, self.posts, self.keys, self.max_body_bytes = app, posts, keys, max_body_bytes
+        self.app, self.posts, self.methods = app, posts, methods
+        self.keys, self.max_body_bytes = keys, max_body_bytes
         self.metrics, self.tracing = metrics, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,10 +84,12 @@ class Guard:
 
         with self.tracing.request(method, headers) as span:
             try:
-                key = None if post is None and path in _OPEN_PATHS else self._authorise(headers)
+                key = None if post is None and path in OPEN_PATHS else self._authorise(headers)
                 CALLER.set(Caller(key, _is_bulk(headers), _timeout(headers)))
                 if post is None:
-                    await self.app(scope, receive, send_with_id)
+                    self._check(method, path)
+                    # What a GET answers has no body where HEAD asks: uvicorn, which keeps the scope, leaves it out.
+                    await self.app({**scope, "method": "GET"}, receive, send_with_id)
                 else:
                     body = await self._read(headers, receive)
                     if (response := await _while_waited_for(post(body), receive)) is not None:
@@ -102,12 +108,21 @@ class Guard:
                 if status == _LEFT:  # nothing has been said yet
                     await envelope(path, request_id, server_fault())(scope, receive, send_with_id)
             finally:
-                route = path if post is not None else getattr(scope.get("route"), "path", "other")
+                route = path if path in self.methods else "other"
                 seconds = time.monotonic() - started
                 span |= {"http.route": route, "http.response.status_code": status, "polyvec.request_id": request_id}
                 self.metrics.answered(route, status, seconds)
                 facts = {"request": request_id, "method": method, "route": route, "status": status}
                 _log.info("request", extra={"facts": {**facts, "ms": round(seconds * 1000, 1)}})
+
+    def _check(self, method: str, path: str) -> None:
+        """Raise ``Problem`` for what is neither one of ``posts`` nor a page to get."""
+        if path not in self.methods:
+            raise Problem(404, "the path must be one of this server's, got another; see /openapi.json")
+        if "GET" not in self.methods[path] or method not in ("GET", "HEAD"):
+            allowed = {*self.methods[path], *({"HEAD"} if "GET" in self.methods[path] else ())}
+            sentence = "the method must fit the path, got another; see /openapi.json"
+            raise Problem(405, sentence, headers={"allow": ", ".join(sorted(allowed))})
 
     def _authorise(self, headers: Mapping[str, str]) -> ApiKey | None:
         if self.keys is None:
@@ -115,7 +130,8 @@ class Guard:
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         key = self.keys.find(secret.strip())
         if scheme.lower() != "bearer" or key is None:
-            raise Problem(401, "authorization must be 'Bearer KEY' with a key of this server, got none or another")
+            sentence = "authorization must be 'Bearer KEY' with a key of this server, got none or another"
+            raise Problem(401, sentence, headers={"www-authenticate": "Bearer"})
         key.spend("requests_per_minute", 1)
         return key
 
@@ -125,6 +141,8 @@ class Guard:
             raise self._too_large()
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Problem(415, "content-type must be application/json, got another or none; set the header")
+        if headers.get("content-encoding", "identity").strip().lower() != "identity":
+            raise Problem(415, "content-encoding must be identity, got another; send the JSON as it is")
         try:
             with _Limit(_READ_SECONDS):
                 body = await self._collect(receive)

@@ -10,12 +10,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
 import logging
+import os
 import re
 import secrets
+import stat
 import sys
 import time
 from pathlib import Path
@@ -132,7 +135,7 @@ class Keys:
             raise InputError(f"[{name}] of {self._path} must hold sha256, 64 hex digits; make it with polyvec key")
         limits = {limit: value for limit, value in values.items() if limit != "sha256"}
         for limit, value in limits.items():
-            if limit not in _LIMITS or isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+            if limit not in _LIMITS or isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
                 raise InputError(f"[{name}] of {self._path} must hold {', '.join(_LIMITS)} above 0, got another entry")
         return ApiKey(name, bytes.fromhex(values["sha256"]), limits)
 
@@ -161,8 +164,13 @@ def add_key(name: str, path: Path, limits: dict[str, float]) -> str:
         raise InputError(f"name must be new in {path}, got {name!r} again; choose another")
     key = secrets.token_urlsafe(32)
     lines = [f"[{name}]", f"sha256 = {json.dumps(hashlib.sha256(key.encode()).hexdigest())}"]
-    lines += [f"{limit} = {number:g}" for limit, number in limits.items()]
+    lines += [f"{limit} = {number:.15g}" for limit, number in limits.items()]
+    # A file that is there stays open to whom it was open: a server of another user reads it again.
+    facts = path.stat() if content else None
     with whole_file(path) as partial:
         partial.write_bytes(content + (b"\n" if content else b"") + "\n".join([*lines, ""]).encode())
-        partial.chmod(0o600)
+        if facts is not None and hasattr(os, "chown"):
+            with contextlib.suppress(PermissionError):  # only root gives files away
+                os.chown(partial, facts.st_uid, facts.st_gid)
+        partial.chmod(0o600 if facts is None else stat.S_IMODE(facts.st_mode))
     return key

@@ -57,12 +57,16 @@ class _Server(uvicorn.Server):
         self._service, self._lines = service, lines
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        again = self._service.scheduler.draining
-        self._service.scheduler.draining = True
+        again = self._service.leaving
+        self._service.leaving = True
         if again:
-            super().handle_exit(sig, frame)
+            self._stop(sig, frame)
         else:
-            threading.Timer(_NOTICE_SECONDS, super().handle_exit, (sig, frame)).start()
+            threading.Timer(_NOTICE_SECONDS, self._stop, (sig, frame)).start()
+
+    def _stop(self, sig: int, frame: FrameType | None) -> None:
+        self._service.scheduler.draining = True
+        super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
@@ -90,7 +94,10 @@ def run(settings: Settings) -> None:
         app: ASGIApp = make_app(service, keys=keys, max_body_bytes=settings.max_body_bytes)
         if settings.cors_origins:
             origins = list(settings.cors_origins)
-            app = CORSMiddleware(app, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+            app = CORSMiddleware(
+                app, allow_origins=origins, allow_methods=["*"], allow_headers=["*"],
+                expose_headers=["x-request-id", "retry-after"],
+            )  # fmt: skip
         gc.collect()
         gc.freeze()  # a look through all that was imported takes 20 ms, and one comes every 2,000 requests
         config = uvicorn.Config(
@@ -105,12 +112,15 @@ def run(settings: Settings) -> None:
             server_header=False,
             proxy_headers=False,  # nothing here asks where a request comes from
         )
-        address = f"http://{settings.host}:{listener.getsockname()[1]}"
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        address = f"http://{host}:{listener.getsockname()[1]}"
         print(f"polyvec serves {embedder.model_name} at {address}", file=sys.stderr, flush=True)
         _Server(config, service, lines).run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not host:  # for a socket it is every address of the machine, which is to be said in so many words
+        raise InputError("host must be an address, got none; 0.0.0.0 is every address of this machine")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:

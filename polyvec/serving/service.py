@@ -6,6 +6,7 @@ Shape letters: M kept width, C chunks in a text.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -79,6 +80,7 @@ class Service:
         )
         # Apart from the engine's thread, so that one request is tokenised while another is computed.
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
+        self.leaving = False  # soon to stop: new requests are still taken, and balancers told to look elsewhere
 
     def start(self) -> None:
         self.scheduler.start()
@@ -92,7 +94,11 @@ class Service:
     @property
     def ready(self) -> bool:
         """New requests are taken and something is there to compute them."""
-        return not self.scheduler.draining and (not self._workers or any(worker.alive for worker in self._workers))
+        return (
+            not self.leaving
+            and not self.scheduler.draining
+            and (not self._workers or any(worker.alive for worker in self._workers))
+        )
 
     def check_model(self, name: str, *aliases: str) -> None:
         """Raise ``InputError`` unless ``name`` is the model that is served."""
@@ -205,16 +211,19 @@ class Service:
         self, inputs: Sequence[Input], read: Callable[[], _Read], *, since: float, limit: float = math.inf
     ) -> _Read:
         """Return what ``read`` gives, which tokenises ``inputs``, each up to ``limit`` tokens, unless it is late."""
-        with (
-            self.scheduler.reading(_fewest_tokens(inputs, limit)),
-            self.tracing.span("tokenise", inputs=len(inputs)),
-            self.metrics.tokenise_seconds.time(),
-        ):
+        with self.tracing.span("tokenise", inputs=len(inputs)), self.metrics.tokenise_seconds.time():
+            reading = self.scheduler.reading(_fewest_tokens(inputs, limit))
             if sum(map(len, inputs)) <= _INLINE_CHARACTERS:
-                return read()
-            work = asyncio.get_running_loop().run_in_executor(self._tokenizers, read)
+                with reading:
+                    return read()
+            loop = asyncio.get_running_loop()
+            taken = contextlib.ExitStack()
+            taken.enter_context(reading)
+            work = self._tokenizers.submit(read)
+            # A thread that is late goes on all the same: its room is taken until it is done.
+            work.add_done_callback(lambda _: _call_soon(loop, taken.close))
             try:
-                return await asyncio.wait_for(work, since + self._timeout() - time.monotonic())
+                return await asyncio.wait_for(asyncio.wrap_future(work), since + self._timeout() - time.monotonic())
             except asyncio.TimeoutError:
                 raise deadline_error(self._timeout()) from None
 
@@ -255,6 +264,11 @@ class Service:
         if len(whole) > limit:
             raise InputError(f"input[{i}] must be at most {limit} tokens with its prompt, got {len(whole)}; shorten it")
         return Tokens(whole.astype(np.int32), 0)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped without this thread
+        loop.call_soon_threadsafe(function)
 
 
 def check_inputs(inputs: Sequence[Input]) -> None:

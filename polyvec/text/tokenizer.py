@@ -4,8 +4,8 @@ Three things that the plain library does not promise:
 
 * *Text is only text.* A literal ``<s>``, ``<mask>`` or ``<0x41>`` in the input never becomes the special token.
 * *Every token knows its characters*, byte pieces of rare characters included.
-* *Cutting is cheap.* ``max_tokens`` reads a prefix of a giant text, equal to cutting the tokens of the whole text;
-  without it, the text is read part by part.
+* *Cutting is cheap.* ``max_tokens`` reads a prefix of a giant text, equal to cutting the tokens of the whole text
+  (of a run of one letter, over thousands, its last tokens may differ); without it, the text is read part by part.
 
 Why a prefix is enough. Let the text be split as ``xy`` at a *safe boundary* (``_Boundaries.is_safe``) and let the
 tokens of ``x`` alone be ``t``. Then the tokens of ``xy`` begin with ``t``, so if ``t`` holds more than the wanted
@@ -65,6 +65,9 @@ _BYTE_NAME_CHARACTERS = frozenset("<0x123456789ABCDEF>")  # a cut inside such a 
 _LOCAL_NORMALIZERS = frozenset({"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Nmt", "Precompiled"})
 _PART_CHARACTERS = 100_000  # a text beyond is tokenised in parts, which also keeps every core busy
 _GROUP_CHARACTERS = 2_000_000  # of parts that are encodings at one time
+# A run of so many without a safe boundary (one letter, one symbol, over and over) is no language's. It is cut in the
+# middle, or one request of a few megabytes would take minutes and gigabytes: a character may become 18 (U+FDFA).
+_UNBROKEN_CHARACTERS = 8_192
 _CHARACTERS_PER_TOKEN = 8  # first guess of the prefix; mini averages 2-4, so one pass is the rule
 _FEW_CHARACTERS_PER_TOKEN = 2  # a text of no more is seldom cut, and what is cut would be read a second time
 
@@ -314,11 +317,14 @@ class _Boundaries:
         self._inert: dict[str, bool] = {}
 
     def last_before(self, text: str, limit: int | None) -> int:
-        """Return the last safe boundary in the second half of ``text[:limit]``, or else ``len(text)``."""
+        """Return the last safe boundary in the second half of ``text[:limit]``, or else of a longer part of the text,
+        up to the whole; beyond ``_UNBROKEN_CHARACTERS``, ``limit`` itself."""
         while self._is_local and limit is not None and limit < len(text):
             for i in range(limit, limit // 2, -1):
                 if self.is_safe(text[i - 1], text[i]):
                     return i
+            if limit >= 2 * _UNBROKEN_CHARACTERS:
+                return limit
             limit *= 2
         return len(text)
 

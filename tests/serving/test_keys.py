@@ -114,12 +114,23 @@ def test_a_bucket_refills_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
         (f"[a]\nsha256 = '{'0' * 64}'\nrpm = 3", "requests_per_minute"),
         (f"[a]\nsha256 = '{'0' * 64}'\nrequests_per_minute = 0", "above 0"),
         (f"[a]\nsha256 = '{'0' * 64}'\ntokens_per_minute = true", "above 0"),
+        (f"[a]\nsha256 = '{'0' * 64}'\ntokens_per_minute = nan", "above 0"),
     ],
 )
 def test_a_bad_file_is_refused(file: Path, text: str, rule: str) -> None:
     file.write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=rule):
         Keys(file)
+
+
+def test_a_new_key_leaves_the_file_to_those_who_read_it(file: Path) -> None:
+    file.unlink(missing_ok=True)
+    add_key("a", file, {"tokens_per_minute": 1_234_567.0, "requests_per_minute": 0.5})
+    assert file.stat().st_mode & 0o777 == 0o600
+    file.chmod(0o640)
+    add_key("b", file, {})
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert "tokens_per_minute = 1234567\n" in file.read_text() and "requests_per_minute = 0.5\n" in file.read_text()
 
 
 def test_names_are_new_and_plain(file: Path) -> None:

@@ -56,7 +56,7 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
     assert (mixed.port, mixed.max_seconds, mixed.queue_tokens) == (21, 12.0, 3)
 
 
-@pytest.mark.parametrize("text", ["prot = 1", "port", "port = 'a'", "port = 70000"])
+@pytest.mark.parametrize("text", ["prot = 1", "port", "port = 'a'", "port = 70000", "port = true", "[port]"])
 def test_a_bad_file_is_refused(seen: list[Settings], tmp_path: Path, text: str) -> None:
     file = tmp_path / "serve.toml"
     file.write_text(text)

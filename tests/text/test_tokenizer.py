@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,3 +152,21 @@ def test_a_tokenizer_of_another_model_is_an_error(model_folder: Path, tmp_path: 
     path.write_text("{")
     with pytest.raises(WeightsError, match="readable"):
         Tokenizer.from_file(path, vocab_size=512, bos_token_id=0, eos_token_id=2)
+
+
+@pytest.mark.parametrize("run", ["\ufdfa", "a", "\U0001f600", "e\u0301"])
+def test_of_a_run_without_end_a_prefix_is_read(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, run: str) -> None:
+    """One character may become 18, of each of which `tokenizers` keeps a hundred bytes and more."""
+    read: list[int] = []
+    tokenise = Tokenizer._tokenise
+
+    def counting(self: Tokenizer, strings: list[str]) -> Any:
+        read.extend(map(len, strings))
+        return tokenise(self, strings)
+
+    monkeypatch.setattr(Tokenizer, "_tokenise", counting)
+    encoding = tokenizer.encode(run * 200_000, max_tokens=512)
+    assert max(read) <= 16_384
+    short = tokenizer.encode(run * 2_000, max_tokens=512)
+    np.testing.assert_array_equal(encoding.input_ids, short.input_ids)
+    assert encoding.cut_characters - short.cut_characters == 198_000 * len(run)

@@ -30,7 +30,12 @@ class EmbedRequest(Body):
     texts: Several[str]
     output_dimension: Integer | None = None
     embedding_types: Several[EmbeddingType] | None = None
-    truncate: Literal["NONE", "END"] = "END"
+    truncate: Literal["NONE", "END"] | None = None  # texts are cut at their end if left out
+    # What a client may say nothing of in so many words: the model reads texts, and all have one price and turn.
+    images: None = None
+    inputs: None = None
+    max_tokens: None = None
+    priority: None = None
 
 
 class BilledUnits(BaseModel):
@@ -63,7 +68,7 @@ def router(service: Service) -> APIRouter:
         if not kinds:
             raise InputError("embedding_types must name a type, got an empty list; leave it out for float")
         result = await service.embed(
-            body.texts, task=TASKS[body.input_type], dimensions=body.output_dimension, truncate=body.truncate == "END"
+            body.texts, task=TASKS[body.input_type], dimensions=body.output_dimension, truncate=body.truncate != "NONE"
         )
         embeddings: dict[str, Any] = {
             kind: base64_rows(result.vectors)

@@ -83,6 +83,8 @@ def router(service: Service) -> APIRouter:
         service.check_model(body.model)
         if body.encoding_format is not None and body.embedding_type is not None:
             raise InputError("encoding_format must not be set beside embedding_type, got both; keep one")
+        if body.embedding_type == []:
+            raise InputError("embedding_type must name a type, got an empty list; leave it out for float")
         asked = body.embedding_type or body.encoding_format or "float"
         result = await service.embed(
             inputs_of(body.input),

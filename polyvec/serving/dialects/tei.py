@@ -61,6 +61,7 @@ class SimilarityRequest(Body):
 class TokenizeRequest(Body):
     inputs: str | Several[str]
     add_special_tokens: Flag = True
+    prompt_name: None = None  # the tokens of the text alone
 
 
 class Token(BaseModel):
