@@ -357,7 +357,7 @@ def vector_table(records: Sequence[Record], vectors: Sequence[NDArray[Any]], sta
 def vectors_of(table: Any) -> NDArray[Any]:
     """Return the vectors (B, M) of an Arrow table that ``vector_table`` made."""
     flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(flat.reshape(table.num_rows, -1) if table.num_rows else flat)
+    return np.asarray(flat.reshape(table.num_rows, table["embedding"].type.list_size))
 
 
 def json_line(record: Record, vector: NDArray[Any]) -> str:
@@ -386,7 +386,8 @@ def read_vectors(path: Path) -> tuple[NDArray[Any], list[Record], Stamp]:
         raise InputError(
             f"{path} must be a vector file written by polyvec, got {type(error).__name__}: {error}"
         ) from error
-    return np.array(vectors, dtype=storage_dtype(stamp.get("dtype", "float32"))), rows, stamp
+    array = np.array(vectors, dtype=storage_dtype(stamp.get("dtype", "float32")))
+    return array if vectors else array.reshape(0, packed_width(stamp)), rows, stamp
 
 
 def is_vector_file(path: Path) -> bool:

@@ -84,6 +84,8 @@ def input_files(source: str) -> list[InputFile]:
     """
     from pyarrow.fs import FileType
 
+    if source == "-":
+        raise InputError("input of a job must be a file, folder, glob or URL, got stdin, which cannot be read again")
     fs, path = filesystem(source)
     try:
         info = fs.get_file_info(path)
@@ -101,6 +103,8 @@ def input_files(source: str) -> list[InputFile]:
             raise InputError(f"input must be a file, folder, glob or URL, got {source}, which is not there")
     except OSError as error:
         raise InputError(f"input must be readable, got {source}: {error}") from error
+    except UnicodeDecodeError as error:  # pyarrow has no name for such a file
+        raise InputError(f"input must hold files with names in UTF-8, got others in {source}; rename them") from error
     if not found:
         raise InputError(f"input must hold files ending in {', '.join(_SUFFIXES)} (.gz, .zst), got none in {source}")
     return sorted(found, key=lambda file: file.name)

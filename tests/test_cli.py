@@ -91,7 +91,7 @@ def test_search_finds_the_passage_and_its_line(tmp_path: Path) -> None:
     assert float(lines[0][0]) >= float(lines[1][0])
 
 
-def test_a_folder_is_indexed_and_searched(tmp_path: Path) -> None:
+def test_a_folder_is_indexed_and_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     docs, database = tmp_path / "docs", tmp_path / "my.db"
     docs.mkdir()
     (docs / "a.md").write_text("# Trains\n\nThe train is late today.\n\n# Cats\n\nA cat sleeps on the chair.\n")
@@ -115,6 +115,8 @@ def test_a_folder_is_indexed_and_searched(tmp_path: Path) -> None:
     assert [hit.split("\t")[2] for hit in hits] == ["Brot braucht Mehl."]
     result = polyvec("search", "flour", "-d", database, "--where", "lang=fr", code=1)
     assert result.stderr == "no passage found: nothing to search, or nothing passes the filter\n"
+    monkeypatch.chdir(docs)  # a file is named as the answers name it
+    assert polyvec("search", "flour", "-d", database, "--where", "source=a.md").stdout.count("\ta.md:") == 2
     result = polyvec("search", "flour", "-d", database, "--dimensions", 64, code=2)
     assert "must meet the model that made it, polyvec-mini" in result.stderr
 
@@ -127,6 +129,16 @@ def test_match_pairs_translations(tmp_path: Path) -> None:
     assert [line[2] for line in lines] == [GERMAN[1], GERMAN[2], GERMAN[0]]
     score = float(polyvec("match", "The train is late.", "Der Zug hat Verspätung.").stdout.split("\t")[0])
     assert score == pytest.approx(float(lines[0][0]), abs=1e-3)
+
+
+def test_match_reads_stdin_and_vectors_of_nothing(tmp_path: Path) -> None:
+    (tmp_path / "de.txt").write_text("\n".join(GERMAN), encoding="utf-8")
+    lines = polyvec("match", "-", tmp_path / "de.txt", stdin="\n".join(ENGLISH)).stdout.splitlines()
+    assert sorted(line.split("\t")[1] for line in lines) == sorted(ENGLISH)
+    (tmp_path / "none.txt").touch()
+    for name in ("none.jsonl", "none.parquet", "none.npy"):
+        polyvec("embed", tmp_path / "none.txt", "--task", "text-matching", "-o", tmp_path / name)
+        polyvec("match", tmp_path / name, tmp_path / "de.txt", code=1)
 
 
 def test_match_refuses_vectors_of_another_model(tmp_path: Path, model_folder: Path) -> None:
@@ -310,6 +322,20 @@ def test_train_adapter_adds_a_task_that_embed_knows(tmp_path: Path, model_folder
         (["search", "train", "-d", "notes.txt"], "database must be one that polyvec made"),
         (["index", "notes.txt", "-d", "notes.jsonl"], "database must be a folder or a URL"),
         (["match", "missing.npy", "text"], "missing.npy must be a readable file"),
+        (["match", "missing.md", "text"], "missing.md must be a readable file"),
+        (["match", "folder", "text"], "folder must be a text or a file, got a folder"),
+        (["embed", "notes.txt", "-o", "/proc/x.jsonl"], "files must be readable, or writable, got /proc/"),
+        (["embed", "-", "-o", "v"], "got stdin, which cannot be read again"),
+        (
+            ["embed", "notes.jsonl", "-o", "v", "--keep", "embedding"],
+            "which the output has of its own, got 'embedding'",
+        ),
+        (
+            ["embed", "notes.jsonl", "-o", "v", "--keep", "a", "--keep", "a"],
+            "keep must name a column once, got 'a' again",
+        ),
+        (["search", "a", "-d", "db", "--where", "x=1", "--where", "x=2"], "--where must name a key once, got x again"),
+        (["evaluate", "pairs.jsonl", "--dimensions", "0"], "must be between 1 and 384, got 0"),
         (["match", "notes.txt", "--top", "2"], "--top needs B, and no threshold, got A alone"),
         (["match", "a", "b", "--top", "2", "--threshold", "0.5"], "--top needs B, and no threshold, got a threshold"),
         (["cluster", "notes.txt", "--map", "no/x.html", "--model", "nowhere"], "output folder must exist, got no"),
@@ -328,6 +354,8 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     (tmp_path / "notes.txt").write_text("one\n")
     (tmp_path / "notes.jsonl").write_text('{"text": "one"}\n')
     (tmp_path / "long.txt").write_text("one " * 9000)
+    (tmp_path / "pairs.jsonl").write_text('{"text_a": "a", "text_b": "b", "score": 0.5}\n' * 2)
+    (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
     result = polyvec(*arguments, code=2)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from polyvec.apps.documents import MAX_MEGABYTES, Document, expand, read_documents
 from polyvec.apps.search import check_query
 from polyvec.errors import InputError
+from polyvec.files import are_unicode
 from polyvec.inference.embedder import Embedder
 from polyvec.search.parts import check_dtype
 from polyvec.search.store import WEIGHT, Hit, Passage, Store
@@ -104,6 +105,8 @@ class Index:
             except InputError as error:  # a folder without files, which may be news
                 if not any(_is_below(source, (_source(root),)) for source in known):
                     report.failed.append(str(error))
+        for source in [source for source in found if not are_unicode([source])]:
+            report.failed.append(f"{ascii(str(found.pop(source)))} must be a name in UTF-8, got other bytes; rename it")
         gone = {s for s in known if s not in found and _is_below(s, names) and _is_gone(s)}
         pending: list[tuple[str, Path, str]] = []
         moves: list[tuple[str, str]] = []

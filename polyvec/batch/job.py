@@ -9,6 +9,8 @@ from polyvec.errors import InputError
 from polyvec.files import Stamp
 from polyvec.inference.late_chunking import LateChunking
 
+CHUNK_COLUMNS = ("chunk", "start", "end")  # of a job's output with late chunking
+
 #: What may change between two runs into one folder without changing what a text becomes.
 _INPUT_FIELDS = ("source", "model")
 
@@ -40,6 +42,11 @@ class Job:
             raise InputError(f"part_rows must be at least 1, got {self.part_rows}")
         if self.dedupe not in ("job", "part"):
             raise InputError(f"dedupe must be job or part, got {self.dedupe!r}")
+        if again := [c for i, c in enumerate(self.keep) if c in self.keep[:i]]:
+            raise InputError(f"keep must name a column once, got {again[0]!r} again")
+        own = ("id", "num_tokens", "truncated", "embedding", *(CHUNK_COLUMNS if self.late_chunking is not None else ()))
+        if taken := [c for c in self.keep if c in own]:
+            raise InputError(f"keep must leave out {', '.join(own)}, which the output has of its own, got {taken[0]!r}")
 
     def columns(self) -> list[str]:
         """Return the columns that are read."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from polyvec.batch.job import Job
+from polyvec.batch.job import CHUNK_COLUMNS, Job
 from polyvec.errors import InputError
 from polyvec.files import Record, Stamp, storage_dtype, vector_table, vectors_of
 from polyvec.inference.embedder import Embedding
@@ -47,7 +47,7 @@ def record_schema(job: Job, kept: Any) -> Any:
 
     fields = [*kept, pa.field("num_tokens", pa.int32()), pa.field("truncated", pa.bool_())]
     if job.late_chunking is not None:
-        fields += [pa.field(name, pa.int32()) for name in ("chunk", "start", "end")]
+        fields += [pa.field(name, pa.int32()) for name in CHUNK_COLUMNS]
     return pa.schema(fields)
 
 

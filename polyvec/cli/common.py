@@ -27,7 +27,7 @@ TaskName = Annotated[str | None, typer.Option(help="Task: adapter and prompt; th
 
 
 def plain_errors(verb: Callable[..., Result]) -> Callable[..., Result]:
-    """Turn polyvec's errors into one line on stderr and exit code 2, and its warnings into one line each."""
+    """Turn errors of polyvec and of the system into a line on stderr and exit code 2, and warnings into a line each."""
 
     @wraps(verb)
     def run(*args: Any, **options: Any) -> Result:
@@ -43,6 +43,10 @@ def plain_errors(verb: Callable[..., Result]) -> Callable[..., Result]:
         except BrokenPipeError:  # the reader, such as `head`, has seen enough
             sys.stderr.close()
             raise typer.Exit(0) from None
+        except OSError as error:  # a full disk, a folder that may not be written to, a name that is too long
+            place = f"{error.filename}: " if error.filename else ""
+            typer.echo(f"error: files must be readable, or writable, got {place}{error.strerror or error}", err=True)
+            raise typer.Exit(2) from None
 
     return run
 

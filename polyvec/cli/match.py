@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from polyvec.apps.match import Pair, best_partners, near_pairs, threshold_for
 from polyvec.cli.common import Column, Dimensions, EngineName, Model, plain_errors, records_with_text
 from polyvec.errors import InputError
-from polyvec.files import Stamp, check_same_model, is_vector_file, read_records, read_vectors
+from polyvec.files import (
+    TABLE_SUFFIXES,
+    TEXT_SUFFIXES,
+    Stamp,
+    check_same_model,
+    is_vector_file,
+    read_records,
+    read_vectors,
+)
 from polyvec.inference.embedder import Embedder
 from polyvec.inference.quantize import as_unit
 from polyvec.tasks import PARTNERS
@@ -152,14 +160,16 @@ def _side(argument: str, column: str) -> tuple[list[str], Any, Stamp | None]:
     """Return texts, or labels with stored vectors and their stamp. What is no file and looks like none is a text."""
     path = Path(argument)
     try:
-        is_file = path.is_file()
+        is_there, is_folder = argument == "-" or path.exists(), path.is_dir()
     except OSError:  # a long text is no file name
-        is_file = False
-    if not is_file:
-        if path.suffix.lower() in (".jsonl", ".csv", ".tsv", ".parquet", ".npy", ".txt") and " " not in argument:
+        is_there = is_folder = False
+    if is_folder:
+        raise InputError(f"{argument} must be a text or a file, got a folder; name a file in it")
+    if not is_there:
+        if path.suffix.lower() in (*TEXT_SUFFIXES, *TABLE_SUFFIXES, ".npy"):
             raise InputError(f"{argument} must be a readable file, got none there")
         return [argument], None, None
-    if is_vector_file(path):
+    if path.is_file() and is_vector_file(path):
         vectors, records, stamp = read_vectors(path)
         labels = [str(r.get(column, i)) for i, r in enumerate(records)] or [f"#{i}" for i in range(len(vectors))]
         return labels, vectors, stamp

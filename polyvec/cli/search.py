@@ -52,6 +52,7 @@ def search(
 ) -> None:
     """Find the passages that answer QUERY, in any language. Piped, one tab-separated line a passage."""
     check_query(query)
+    filters = _filters(where or [])
     if bool(files) == (database is not None):
         raise InputError("search needs FILES or --database, one of the two, got " + ("both" if files else "neither"))
     failures: list[str] = []
@@ -71,7 +72,7 @@ def search(
         index = Index(database, Embedder(model, engine=engine), dimensions=dimensions)
         started = time.perf_counter()
         hits = index.search(
-            query, mode=mode or "hybrid", top=top, where=_filters(where or []),
+            query, mode=mode or "hybrid", top=top, where=filters,
             weight=WEIGHT if weight is None else weight,
         )  # fmt: skip
     milliseconds = (time.perf_counter() - started) * 1000
@@ -94,10 +95,16 @@ def _documents(files: list[Path], column: str, failures: list[str]) -> Iterator[
 
 
 def _filters(pairs: list[str]) -> dict[str, str]:
+    filters: dict[str, str] = {}
     for pair in pairs:
-        if "=" not in pair:
+        key, equals, value = pair.partition("=")
+        if not equals:
             raise InputError(f"--where must be KEY=VALUE, got {pair!r}")
-    return dict(pair.split("=", 1) for pair in pairs)
+        if key in filters:
+            raise InputError(f"--where must name a key once, got {key} again; search once for each value")
+        # A file as it is told in the answers, from here, is one of the database, where it has its whole name.
+        filters[key] = os.path.abspath(value) if key == "source" and os.path.exists(value) else value
+    return filters
 
 
 def _lines(query: str, hits: list[Hit], *, as_json: bool) -> Iterator[str]:

@@ -93,9 +93,11 @@ def plan(
     """
     cells = []
     for system in systems:
-        widths = [width or system.width for width in dimensions] + list(system.widths if every_width else ())
+        widths = [system.width if width is None else width for width in dimensions] + list(
+            system.widths if every_width else ()
+        )
         for width in widths:
-            if not 0 <= width <= system.width:
+            if not (1 if system.width else 0) <= width <= system.width:
                 raise InputError(
                     f"dimensions of {system.name} must be between 1 and {system.width}, got {width}; drop it"
                 )

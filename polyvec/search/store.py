@@ -114,10 +114,11 @@ class Store:
     def check_stamp(self, stamp: Mapping[str, Any]) -> None:
         """Raise ``InputError`` unless ``stamp`` is the store's own: vectors of two models never meet."""
         if self.stamp.get("fingerprint") != stamp.get("fingerprint"):
+            own, given = (tuple(s.get(key) for key in ("model", "dimensions")) for s in (self.stamp, stamp))
+            other = f"use --model {own[0]} with {own[1]} dimensions, or " if own != given else ""
             raise InputError(
                 f"database {self.location} must meet the model that made it, {_named(self.stamp)}, "
-                f"got {_named(stamp)}; use --model {self.stamp.get('model')} with {self.stamp.get('dimensions')} "
-                "dimensions, or index into a new database"
+                f"got {_named(stamp)}; {other}index into a new database"
             )
         if self.dtype != stamp.get("dtype", "float32"):
             raise InputError(
@@ -254,8 +255,10 @@ class Store:
     def _index_text(self) -> None:
         from lancedb.index import FTS
 
-        # ICU finds words in every script; stemming and stop words would be those of one language.
-        self._table.create_index("text", config=FTS(base_tokenizer="icu/split", stem=False, remove_stop_words=False))
+        # ICU finds words in every script; stemming and stop words would be those of one language. Long words stay:
+        # hashes and names of code are what words are searched for.
+        words = FTS(base_tokenizer="icu/split", stem=False, remove_stop_words=False, max_token_length=None)
+        self._table.create_index("text", config=words)
 
 
 def _schema(stamp: Mapping[str, Any]) -> Any:
@@ -300,8 +303,8 @@ def _condition(where: Mapping[str, str]) -> str:
             pattern = value.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_").replace("*", "%")
             parts.append(f"{key} LIKE {_quoted(pattern)}")
         elif key == "page":
-            if not value.isascii() or not value.isdigit():
-                raise InputError(f"page must be a whole number, got {value!r}")
+            if not value.isascii() or not value.isdigit() or int(value) >= 2**31:
+                raise InputError(f"page must be a whole number below 2^31, got {value!r}")
             parts.append(f"page = {value}")
         else:
             parts.append(f"array_has(metadata, {_quoted(f'{key}={value}')})")

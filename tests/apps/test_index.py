@@ -105,6 +105,17 @@ def test_a_bad_file_is_told_and_the_rest_goes_on(index: Index, docs: Path) -> No
     assert index.search("cat", mode="text")  # what was read last stays
     (docs / "zero.txt").write_text("one \u200b\u200b")
     assert str(index.update([docs / "zero.txt"])) == "1 added"
+    if sys.platform == "linux":  # others have no such names
+        Path(os.fsdecode(os.fsencode(docs) + b"/caf\xe9.txt")).write_text("coffee")
+        report = index.update([docs])
+        assert report.unchanged == 3 and "must be a name in UTF-8" in "".join(report.failed)
+
+
+def test_words_however_long_are_found(index: Index, docs: Path) -> None:
+    digest = "da39a3ee5e6b4b0d3255bfef95601890afd80709" * 2
+    (docs / "hash.txt").write_text(f"The sum is {digest} here.")
+    index.update([docs])
+    assert [hit.passage.source for hit in index.search(digest, mode="text")] == [str(docs / "hash.txt")]
 
 
 def test_one_text_that_cannot_be_embedded_does_not_stop_its_group(

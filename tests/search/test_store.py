@@ -117,7 +117,9 @@ def test_a_store_is_found_again_with_its_stamp(tmp_path: Path, store: Store) -> 
     assert again.stamp == STAMP and len(again) == 3
     again.check_stamp(STAMP)
     with pytest.raises(InputError, match="the model that made it, tiny .*use --model tiny with 8 dimensions"):
-        again.check_stamp({**STAMP, "fingerprint": "g"})
+        again.check_stamp({**STAMP, "model": "other", "fingerprint": "g"})
+    with pytest.raises(InputError, match=r"got tiny \(abc, 8 dimensions\); index into a new database"):
+        again.check_stamp({**STAMP, "fingerprint": "g"})  # of other weights by the same name
 
 
 def test_a_store_of_other_columns_or_another_dtype_is_an_error(tmp_path: Path, store: Store) -> None:
@@ -143,7 +145,7 @@ def test_what_is_no_store_is_an_error(tmp_path: Path, store: Store) -> None:
         store.search(unit(0), "x", top=0)
     with pytest.raises(InputError, match="weight must be between 0, words alone, and 1, meaning alone, got 2"):
         store.search(unit(0), "x", weight=2)
-    with pytest.raises(InputError, match="page must be a whole number, got 'two'"):
+    with pytest.raises(InputError, match=r"page must be a whole number below 2\^31, got 'two'"):
         store.search(unit(0), "x", where={"page": "two"})
 
 

@@ -52,6 +52,13 @@ def test_a_heading_opens_the_passage_below_it() -> None:
     assert [text[a:b] for a, b in passage_spans(text)] == ["# Reset\n\nHold the button.", "Wait a while."]
 
 
+def test_a_heading_begins_a_passage_without_a_blank_line_too() -> None:
+    text = "# Reset\nHold the button.\n## Passwords ##\nOpen the settings.\n#hash is no heading."
+    assert [text[a:b] for a, b in passage_spans(text)] == [
+        "# Reset\nHold the button.", "## Passwords ##\nOpen the settings.\n#hash is no heading.",
+    ]  # fmt: skip
+
+
 def test_headings_that_follow_each_other_open_one_passage_however_long() -> None:
     text = "# Manual\n\n## What if it is stuck? ##\n\n" + "Hold the button " * 20
     assert passage_spans(text) == [(0, len(text) - 1)]
