@@ -120,7 +120,8 @@ def invalid(errors: Sequence[Any]) -> Problem:
     if first["type"] == "extra_forbidden":  # its name is input too
         return Problem(400, "the body must hold fields of the API alone, got no such field; see /openapi.json")
     field = str(first["loc"][0]) if first["loc"] else "the body"
-    said = first["msg"][0].lower() + first["msg"][1:]
+    # Of an object pydantic would tell the name that its class has here.
+    said = "input should be an object" if first["type"] == "model_type" else first["msg"][0].lower() + first["msg"][1:]
     return Problem(400, f"{field} must follow the API, got a fault ({said}); see /openapi.json")
 
 

@@ -220,12 +220,15 @@ class Service:
             taken = contextlib.ExitStack()
             taken.enter_context(reading)
             work = self._tokenizers.submit(read)
-            # A thread that is late goes on all the same: its room is taken until it is done.
-            work.add_done_callback(lambda _: _call_soon(loop, taken.close))
             try:
                 return await asyncio.wait_for(asyncio.wrap_future(work), since + self._timeout() - time.monotonic())
             except asyncio.TimeoutError:
                 raise deadline_error(self._timeout()) from None
+            finally:
+                if work.done():  # given back here and not a moment before, when a server that stops would see no work
+                    taken.close()
+                else:  # a thread that is late goes on all the same: its room is taken until it is done
+                    work.add_done_callback(lambda _: _call_soon(loop, taken.close))
 
     def _rows(self, inputs: Sequence[Input], task: Task, truncate: bool) -> list[Row]:
         tokenizer, limit = self.embedder.tokenizer, self.embedder.max_tokens

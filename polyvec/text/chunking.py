@@ -61,23 +61,19 @@ def passage_spans(text: str, size: int = 280) -> list[Span]:
     """Return spans of consecutive sentences of up to ``size`` characters, across a blank line only after a heading.
 
     A heading is a short block that ends like no sentence, or Markdown's, or several of those; alone it would be the
-    best passage for its own words, so it opens the next passage however long that is, and one of Markdown begins a
-    passage in any case. A sentence beyond four times
-    ``size`` (a table, a line of code) is cut between words. What holds no letter or digit, such as a ruled line, is
-    left out.
+    best passage for its own words, so it opens the next passage even if that is long, and one of Markdown begins a
+    passage in any case. A sentence beyond four times ``size`` (a table, a line of code) is cut between words. What
+    holds no letter or digit, such as a ruled line, is left out. No passage is longer than five times ``size``.
     """
     spans: list[Span] = []
     parts = (part for span in sentence_spans(text) for part in _cut(text, span, 4 * size))
     for start, end in parts:
         if not any(map(str.isalnum, text[start:end])):
             continue
+        length = end - spans[-1][0] if spans else 0
         if spans and (
-            _is_heading(text[slice(*spans[-1])])
-            or (
-                end - spans[-1][0] <= size
-                and not _BLANK_LINE.search(text, spans[-1][1], start)
-                and not _MARKED.match(text, start)
-            )
+            (length <= 5 * size and _is_heading(text[slice(*spans[-1])]))
+            or (length <= size and not _BLANK_LINE.search(text, spans[-1][1], start) and not _MARKED.match(text, start))
         ):
             spans[-1] = (spans[-1][0], end)
         else:

@@ -64,6 +64,11 @@ def test_headings_that_follow_each_other_open_one_passage_however_long() -> None
     assert passage_spans(text) == [(0, len(text) - 1)]
 
 
+def test_headings_without_end_are_cut() -> None:
+    spans = passage_spans("# A comment of a program\n" * 1000)
+    assert all(end - start <= 1400 for start, end in spans) and spans[-1][1] == 24_999
+
+
 def test_the_head_of_a_table_stays_with_its_rows() -> None:
     text = "Prices follow.\n\n| kind | price |\n|---|---|\n| round | 3 euros |\n\nNo cards."
     assert [text[a:b] for a, b in passage_spans(text)] == [
