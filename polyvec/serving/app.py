@@ -93,7 +93,8 @@ def make_app(service: Service, *, keys: Keys | None = None, max_body_bytes: int 
     methods: dict[str, set[str]] = {}  # no path has a part that varies, which the guard would not know
     for route in [*app.routes, *(route for dialect in dialects for route in dialect.routes)]:
         if isinstance(route, Route):
-            methods.setdefault(route.path, set()).update((route.methods or set()) - {"HEAD"})
+            own = route.methods or set()
+            methods.setdefault(route.path, set()).update(own, {"HEAD"} if "GET" in own else ())
     return Guard(
         app,
         posts=posts,

@@ -119,10 +119,9 @@ class Guard:
         """Raise ``Problem`` for what is neither one of ``posts`` nor a page to get."""
         if path not in self.methods:
             raise Problem(404, "the path must be one of this server's, got another; see /openapi.json")
-        if "GET" not in self.methods[path] or method not in ("GET", "HEAD"):
-            allowed = {*self.methods[path], *({"HEAD"} if "GET" in self.methods[path] else ())}
+        if method not in self.methods[path]:
             sentence = "the method must fit the path, got another; see /openapi.json"
-            raise Problem(405, sentence, headers={"allow": ", ".join(sorted(allowed))})
+            raise Problem(405, sentence, headers={"allow": ", ".join(sorted(self.methods[path]))})
 
     def _authorise(self, headers: Mapping[str, str]) -> ApiKey | None:
         if self.keys is None:
