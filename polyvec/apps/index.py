@@ -95,15 +95,15 @@ class Index:
         """
         report = Report()
         roots = [Path(path) for path in paths]
-        names = tuple(_source(root) for root in roots)
+        names = tuple(source_name(root) for root in roots)
         known = self.store.sources()
         found: dict[str, Path] = {}
         for root in roots:
             try:
-                if root.exists() or not any(_is_below(source, (_source(root),)) for source in known):
-                    found.update({_source(path): path for path in expand([root], report.failed)})
+                if root.exists() or not any(_is_below(source, (source_name(root),)) for source in known):
+                    found.update({source_name(path): path for path in expand([root], report.failed)})
             except InputError as error:  # a folder without files, which may be news
-                if not any(_is_below(source, (_source(root),)) for source in known):
+                if not any(_is_below(source, (source_name(root),)) for source in known):
                     report.failed.append(str(error))
         for source in [source for source in found if not are_unicode([source])]:
             report.failed.append(f"{ascii(str(found.pop(source)))} must be a name in UTF-8, got other bytes; rename it")
@@ -215,7 +215,7 @@ def _stamp(embedder: Embedder, dimensions: int | None, dtype: str) -> dict[str, 
     }
 
 
-def _source(path: Path) -> str:
+def source_name(path: Path) -> str:
     """Return the name of a file in the database: absolute, so that it is one from wherever the command runs."""
     return Path(os.path.abspath(path)).as_posix()
 

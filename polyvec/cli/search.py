@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from polyvec.apps.documents import Document, expand, read_documents
-from polyvec.apps.index import Index
+from polyvec.apps.index import Index, source_name
 from polyvec.apps.search import check_query, highlights
 from polyvec.apps.search import search as search_documents
 from polyvec.cli.common import Column, Dimensions, EngineName, Model, plain_errors, report_failures
@@ -103,7 +103,7 @@ def _filters(pairs: list[str]) -> dict[str, str]:
         if key in filters:
             raise InputError(f"--where must name a key once, got {key} again; search once for each value")
         # A file as it is told in the answers, from here, is one of the database, where it has its whole name.
-        filters[key] = os.path.abspath(value) if key == "source" and os.path.exists(value) else value
+        filters[key] = source_name(Path(value)) if key == "source" and os.path.exists(value) else value
     return filters
 
 
