@@ -41,7 +41,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "pairs": ("pairs", "equals"),
     "retrieval": ("pairs", "equals"),
     "text-matching": ("graded", "inference", "equals"),
-    "classification": ("labelled",),
+    "classification": ("labelled", "pairs", "equals"),
     "separation": ("labelled", "pairs", "equals"),
 }
 INFERENCE = ("entailment", "neutral", "contradiction")

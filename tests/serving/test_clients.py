@@ -42,6 +42,9 @@ def name(model_folder: Path) -> str:
 def test_openai(server: str, name: str, embedder: Embedder) -> None:
     with openai.OpenAI(base_url=f"{server}/v1", api_key="none") as client:
         assert client.models.list().data[0].id == name
+        assert client.models.retrieve(name).id == name
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve("x")
         answer = client.embeddings.create(model=name, input=TEXTS, dimensions=16)
         np.testing.assert_allclose(
             [row.embedding for row in answer.data], embedder.encode(TEXTS, dimensions=16), atol=1e-6
@@ -128,8 +131,19 @@ def test_ollama(server: str, name: str, embedder: Embedder) -> None:
     with ollama.Client(server) as client:
         answer = client.embed(model=name, input=TEXTS)
         np.testing.assert_allclose(answer.embeddings, embedder.encode(TEXTS), atol=1e-6)
-        with pytest.raises(ollama.ResponseError, match="model must be"):
-            client.embed(model="x", input="a")
+        for unknown in ("x", f"{name}:x"):
+            with pytest.raises(ollama.ResponseError, match="model must be"):
+                client.embed(model=unknown, input="a")
+        tags = client.list().models
+        assert [tag.model for tag in tags] == [f"{name}:{task}" for task in ("latest", *embedder.tasks)]
+        for tag, task in zip(tags, (None, *embedder.tasks), strict=True):
+            assert tag.model and tag.digest == embedder.weights_hash
+            one = client.embeddings(model=tag.model, prompt="a").embedding
+            np.testing.assert_allclose(one, embedder.encode("a", task=task), atol=1e-6)
+            np.testing.assert_allclose(client.embed(model=tag.model, input="a").embeddings[0], one, atol=1e-6)
+            shown = client.show(tag.model)
+            assert shown.template == (embedder.config.prompts[task] if task else "")
+            assert shown.modelinfo and shown.modelinfo["xlm-roberta.embedding_length"] == len(one)
 
 
 def test_every_dialect_gives_what_encode_gives_alone_and_in_any_batch(mini: Embedder) -> None:

@@ -35,6 +35,8 @@ PATHS = {
     "/similarity": TeiError,
     "/tokenize": TeiError,
     "/api/embed": OllamaError,
+    "/api/embeddings": OllamaError,
+    "/api/show": OllamaError,
 }
 FIELDS = ["model", "input", "inputs", "texts", "task", "dimensions", "input_type", "truncate", "late_chunking"]
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  # of an example, not of an answer

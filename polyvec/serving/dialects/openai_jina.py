@@ -1,4 +1,4 @@
-"""``/v1/embeddings`` and ``/v1/models``: OpenAI's API with the fields that Jina's adds."""
+"""``/v1/embeddings``, ``/v1/models`` and its one model: OpenAI's API with the fields that Jina's adds."""
 
 from __future__ import annotations
 
@@ -103,10 +103,16 @@ def router(service: Service) -> APIRouter:
         ]
         return Json({"object": "list", "model": body.model, "data": data, "usage": usage})
 
+    facts = {"id": service.embedder.model_name, "object": "model", "created": 0, "owned_by": "polyvec"}
+
     @routes.get("/v1/models", response_model=ModelsAnswer)
     async def models() -> Json:
-        facts = {"id": service.embedder.model_name, "object": "model", "created": 0, "owned_by": "polyvec"}
         return Json({"object": "list", "data": [facts]})
+
+    # Not in the documentation, which clients follow to the letter: a folder's name makes a path with two slashes.
+    @routes.get(f"/v1/models/{service.embedder.model_name}", include_in_schema=False)
+    async def model() -> Json:
+        return Json(facts)
 
     return routes
 
