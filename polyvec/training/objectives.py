@@ -44,8 +44,15 @@ def objective(
     """Return the loss of a step of ``run``: of a dataset drawn by ``run.shares``, else by size.
 
     ``tasks`` are the adapters that learn, None the base: of queries and of passages, or one for both. ``projection``
-    is the matrix of a distillation that has one. ``notice`` is told which examples no step will draw.
+    is the matrix of a distillation that has one. ``notice`` is told which examples no step will draw. Raises
+    ``InputError`` for data that has nothing to learn from.
     """
+    if run.stage == "classification" and all(dataset.kind != "labelled" for dataset in datasets):
+        sources = ", ".join(dataset.source for dataset in datasets)
+        raise InputError(
+            f"data must hold texts with labels in stage classification, got pairs alone in {sources}; add a file with "
+            "the columns text, label, or train another stage"
+        )
     if run.stage == "distillation":
         parts = [_distillation(run, dataset, dims, projection) for dataset in datasets]
     else:

@@ -69,7 +69,7 @@ def test_a_new_adapter_starts_as_a_copy_or_as_no_change() -> None:
     ("stage", "rows", "options", "message"),
     [
         ("retrieval", EXAMPLES["separation"], {}, "must have the columns query, passage; or text_a, text_b for ret"),
-        ("classification", EXAMPLES["retrieval"], {}, r"mine\.jsonl:1 must have the column 'text'"),
+        ("classification", EXAMPLES["retrieval"], {}, r"labels in stage classification, got pairs .*mine\.jsonl"),
         ("retrieval", [{"query": "a", "passage": None}] * 9, {}, "example 1 must have the columns query, passage"),
         ("retrieval", [{"query": "a", "passage": 5}] * 9, {}, "example 1: 'passage' must be a text, got int"),
         ("text-matching", [{"text_a": "a", "text_b": "b", "score": "high"}] * 9, {}, "'score' must be a finite number"),

@@ -396,7 +396,14 @@ def test_each_dataset_brings_its_own_loss(make: Callable[..., Run], tmp_path: Pa
     only = replace(run, shares=(1e-9, 1e-9, 1.0), steps=1, output=str(tmp_path / "only"))
     assert run_stage(only)[0] == pytest.approx(alone[2])
     data = (str(files[3]), str(files[2]))
-    assert len(run_stage(make("separation", data=data, steps=4, output=str(tmp_path / "separation")))) == 4
+    for stage in ("classification", "separation"):
+        run = make(stage, data=data, steps=1)
+        folders = [str(tmp_path / f"{stage} {i}") for i in range(3)]
+        labels, pairs = (
+            run_stage(replace(run, shares=shares, output=folder))
+            for shares, folder in zip(((1.0, 1e-9), (1e-9, 1.0)), folders, strict=False)
+        )
+        assert labels != pytest.approx(pairs) and len(run_stage(replace(run, steps=4, output=folders[2]))) == 4
 
 
 def test_a_student_learns_from_a_teacher_of_another_width_through_a_matrix(
