@@ -210,6 +210,10 @@ def test_classify_learns_from_examples_and_from_names(tmp_path: Path) -> None:
     assert len(result.stdout.splitlines()) == 10 and "accuracy 1.000" in result.stderr
     result = polyvec("classify", "predict", "-", "--label", "cat", "--label", "dog", "--abstain", 1, stdin="A book.\n")
     assert json.loads(result.stdout)["predicted"] is None
+    again = polyvec("classify", "predict", "-", "--label", "cat", "--label", "dog", stdin="A book.\n").stdout
+    (tmp_path / "again.jsonl").write_text(again)
+    result = polyvec("classify", "predict", tmp_path / "again.jsonl", "--label", "a", "--label", "b", code=2)
+    assert "records must leave out predicted, probability, which the output has of its own" in result.stderr
     data.write_text("text,label\na,x\n")
     result = polyvec("classify", "predict", data, "--label", "a", "--label", "b", "--truth", "label", code=2)
     assert "'label' must be one of the labels a, b, got 'x'" in result.stderr
@@ -339,6 +343,10 @@ def test_train_adapter_adds_a_task_that_embed_knows(tmp_path: Path, model_folder
         (["match", "notes.txt", "--top", "2"], "--top needs B, and no threshold, got A alone"),
         (["match", "a", "b", "--top", "2", "--threshold", "0.5"], "--top needs B, and no threshold, got a threshold"),
         (["cluster", "notes.txt", "--map", "no/x.html", "--model", "nowhere"], "output folder must exist, got no"),
+        (
+            ["cluster", "own.csv", "-o", "x.parquet", "--model", "nowhere"],
+            "records must leave out cluster, cluster_label, which the output has of its own, got 'cluster'; rename",
+        ),
         (["cluster", "notes.txt", "-o", "no/x.parquet", "--model", "nowhere"], "output folder must exist, got no"),
         (["classify", "train", "notes.jsonl", "-o", "no/c.json"], "output folder must exist, got no"),
         (["classify", "predict", "notes.txt"], "predict needs --classifier or --label, one of the two, got neither"),
@@ -355,6 +363,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     (tmp_path / "notes.jsonl").write_text('{"text": "one"}\n')
     (tmp_path / "long.txt").write_text("one " * 9000)
     (tmp_path / "pairs.jsonl").write_text('{"text_a": "a", "text_b": "b", "score": 0.5}\n' * 2)
+    (tmp_path / "own.csv").write_text("text,cluster\none,mine\n")
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())

@@ -12,7 +12,7 @@ import typer
 
 from polyvec.apps.classify import TASK, Classifier, check_abstain, decide, make_report, train, zero_shot
 from polyvec.atomic import check_output
-from polyvec.cli.common import Column, EngineName, Model, plain_errors
+from polyvec.cli.common import Column, EngineName, Model, check_columns, plain_errors
 from polyvec.errors import InputError
 from polyvec.files import read_records
 from polyvec.inference.embedder import Embedder
@@ -73,6 +73,7 @@ def predict(
         pairs = [pair.partition("=") for pair in label or []]
         found = zero_shot(embedder, {name: description if sign else name for name, sign, description in pairs})
     records = read_records(None if source == "-" else Path(source), column=column)
+    records = check_columns(records, ("predicted", "probability"))
     compared, columns = [], []
     for record, embedding in paired(records, lambda record: record[column], partial(embedder.encode_stream, task=TASK)):
         probabilities = found.probabilities(np.asarray(embedding.vector)[None])

@@ -11,7 +11,7 @@ import typer
 from polyvec.apps.cluster import NOISE, TASK, name_clusters, write_map
 from polyvec.apps.cluster import cluster as find_clusters
 from polyvec.atomic import check_output
-from polyvec.cli.common import Column, EngineName, Model, make_stamp, plain_errors, records_with_text
+from polyvec.cli.common import Column, EngineName, Model, check_columns, make_stamp, plain_errors, records_with_text
 from polyvec.errors import InputError
 from polyvec.files import vector_writer
 from polyvec.inference.embedder import Embedder
@@ -37,6 +37,8 @@ def cluster(
         if path is not None:
             check_output(path)
     records = records_with_text(source, column)
+    if output is not None:
+        records = list(check_columns(records, ("cluster", "cluster_label")))
     texts = [record[column] for record in records]
     embedder = Embedder(model, engine=engine)
     vectors = embedder.encode(texts, task=TASK)

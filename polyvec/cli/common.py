@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -63,6 +63,16 @@ def records_with_text(source: str, column: str) -> list[Record]:
     if blank := len(records) - len(kept):
         typer.echo(f"{source}: left out {blank} of {len(records)} texts that are blank", err=True)
     return kept
+
+
+def check_columns(records: Iterable[Record], own: Sequence[str]) -> Iterator[Record]:
+    """Yield ``records``. Raises ``InputError`` for one with a column of ``own``, which the output would write over."""
+    for record in records:
+        if taken := [name for name in own if name in record]:
+            raise InputError(
+                f"records must leave out {', '.join(own)}, which the output has of its own, got {taken[0]!r}; rename it"
+            )
+        yield record
 
 
 def make_stamp(embedder: Embedder, *, task: str | None, dimensions: int | None, dtype: str) -> Stamp:
