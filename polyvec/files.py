@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -360,11 +361,27 @@ def vectors_of(table: Any) -> NDArray[Any]:
     return np.asarray(flat.reshape(table.num_rows, table["embedding"].type.list_size))
 
 
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return ``value`` as JSON, which has no NaN and no infinity: they are null. Dates and decimals are texts."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=str, indent=indent)
+    except ValueError:  # looking at every value first would cost more than writing it
+        return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=str, indent=indent)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(own) for key, own in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def json_line(record: Record, vector: NDArray[Any]) -> str:
     """Return a record and its vector as one line of JSON; float32 keeps the digits that bring it back exactly."""
     # Through str: tolist() of a float32 would print the digits of the nearest double.
     values = [float(str(v)) for v in vector] if vector.dtype.kind == "f" else vector.tolist()
-    return json.dumps({**record, "embedding": values}, ensure_ascii=False, default=str) + "\n"
+    return json_text({**record, "embedding": values}) + "\n"
 
 
 def read_vectors(path: Path) -> tuple[NDArray[Any], list[Record], Stamp]:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,15 @@ def test_a_record_comes_back_whole_beside_the_new_vector(tmp_path: Path, suffix:
         writer.write({"text": text, "embedding": "of before"}, np.ones(16, np.float32))
     vectors, records, _ = read_vectors(path)
     assert records == [{"text": text}] and vectors.tolist() == [[1.0] * 16]
+
+
+def test_numbers_that_json_has_no_word_for_are_null(tmp_path: Path) -> None:
+    path = tmp_path / "vectors.jsonl"
+    record = {"text": "a", "n": float("nan"), "more": [{"x": float("-inf"), "y": 0.5}], "day": date(2026, 1, 2)}
+    with vector_writer(path, STAMP) as writer:
+        writer.write(record, np.ones(16, np.float32))
+    assert "NaN" not in (content := path.read_text()) and "Infinity" not in content
+    assert read_vectors(path)[1] == [{"text": "a", "n": None, "more": [{"x": None, "y": 0.5}], "day": "2026-01-02"}]
 
 
 def test_parquet_has_the_columns_and_types_that_all_rows_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

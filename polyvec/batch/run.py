@@ -9,7 +9,6 @@ trusted. ``formats`` says how parts lie there.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 from collections import Counter
@@ -27,7 +26,7 @@ from polyvec.batch.rows import units_of
 from polyvec.batch.storage import WORK, Folder
 from polyvec.batch.worker import cannot_write, receipt_name
 from polyvec.errors import InputError
-from polyvec.files import packed_width, storage_dtype
+from polyvec.files import json_text, packed_width, storage_dtype
 from polyvec.inputs import InputFile, filesystem, input_files
 
 MANIFEST = "_manifest.json"
@@ -220,13 +219,13 @@ def _commit(ready: Prepared, receipts: list[Receipt]) -> dict[str, Any]:
         "plan": [part.name for part in ready.plan.parts],
         "parts": receipts,
     }
-    lines = (json.dumps({**r, "count": reasons[r["reason"]]}, ensure_ascii=False, default=str) for r in rejects)
+    lines = (json_text({**r, "count": reasons[r["reason"]]}) for r in rejects)
     parts = format_of(folder)
     schema = part_table([], record_schema(job, ready.plan.schema), job.stamp).schema
     try:
         parts.commit(folder, receipts, schema)
         folder.write(REJECTS, "".join(f"{line}\n" for line in lines).encode())
-        folder.write(MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False, default=str) + "\n").encode())
+        folder.write(MANIFEST, (json_text(manifest, indent=1) + "\n").encode())
         parts.clean(folder, receipts)
         folder.remove(WORK)
     except OSError as error:

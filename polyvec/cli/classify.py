@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,7 @@ from polyvec.apps.classify import TASK, Classifier, check_abstain, decide, make_
 from polyvec.atomic import check_output
 from polyvec.cli.common import Column, EngineName, Model, check_columns, plain_errors
 from polyvec.errors import InputError
-from polyvec.files import read_records
+from polyvec.files import json_text, read_records
 from polyvec.inference.embedder import Embedder
 from polyvec.streams import paired
 
@@ -79,7 +78,7 @@ def predict(
         probabilities = found.probabilities(np.asarray(embedding.vector)[None])
         ((name, probability),) = decide(found.labels, probabilities, abstain=abstain)
         answer = {**record, "predicted": name, "probability": round(probability, 4)}
-        typer.echo(json.dumps(answer, ensure_ascii=False, default=str))
+        typer.echo(json_text(answer))
         if truth is not None:
             if str(record.get(truth)) not in found.labels:
                 raise InputError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +13,7 @@ from rich.table import Table
 from polyvec.atomic import whole_file
 from polyvec.cli.common import plain_errors
 from polyvec.errors import InputError
+from polyvec.files import json_text
 from polyvec.inference.engines.opening import ENGINES
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def evaluate(
             partial.write_text(html_report(results, tests), encoding="utf-8")
     if json_:
         shown = [{key: value for key, value in row.items() if key != "observations"} for row in results]
-        typer.echo(json.dumps({"results": shown, "comparisons": tests}, indent=2, ensure_ascii=False))
+        typer.echo(json_text({"results": shown, "comparisons": tests}, indent=2))
         return
     _print(results, tests)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from polyvec.atomic import whole_file
 from polyvec.data.failure_cases import entity_cases, overlap_cases, polar_cases, quality_cases
 from polyvec.data.negatives import bm25_candidates, mine_hard_negatives
 from polyvec.errors import InputError
-from polyvec.files import Record
+from polyvec.files import Record, json_text
 from polyvec.inference.embedder import Embedder
 from polyvec.training.examples import COLUMNS, read_examples
 
@@ -87,6 +86,6 @@ def _write(records: Iterator[Record], output: Path) -> tuple[int, int]:
     count = negatives = 0
     with whole_file(output) as partial, partial.open("w", encoding="utf-8") as file:
         for record in records:
-            file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")  # of dates and decimals
+            file.write(json_text(record) + "\n")
             count, negatives = count + 1, negatives + len(record["negatives"])
     return count, negatives
