@@ -377,6 +377,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def as_text(value: object) -> str:
+    """Return a value of a record as text: true, null, lists and objects as JSON writes them, not as Python does."""
+    return json_text(value) if value is None or isinstance(value, (bool, list, dict)) else str(value)
+
+
 def json_line(record: Record, vector: NDArray[Any]) -> str:
     """Return a record and its vector as one line of JSON; float32 keeps the digits that bring it back exactly."""
     # Through str: tolist() of a float32 would print the digits of the nearest double.

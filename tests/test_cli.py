@@ -214,6 +214,10 @@ def test_classify_learns_from_examples_and_from_names(tmp_path: Path) -> None:
     (tmp_path / "again.jsonl").write_text(again)
     result = polyvec("classify", "predict", tmp_path / "again.jsonl", "--label", "a", "--label", "b", code=2)
     assert "records must leave out predicted, probability, which the output has of its own" in result.stderr
+    sold = tmp_path / "sold.jsonl"
+    sold.write_text("".join(json.dumps({"text": text, "sold": label == "cat"}) + "\n" for text, label in rows))
+    assert "\ntrue " in polyvec("classify", "train", sold, "--label-column", "sold", "-o", output).stdout
+    assert "accuracy 1.000" in polyvec("classify", "predict", sold, "-c", output, "--truth", "sold").stderr
     data.write_text("text,label\na,x\n")
     result = polyvec("classify", "predict", data, "--label", "a", "--label", "b", "--truth", "label", code=2)
     assert "'label' must be one of the labels a, b, got 'x'" in result.stderr

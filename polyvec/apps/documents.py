@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from polyvec.errors import InputError, MissingExtraError, PolyvecError
-from polyvec.files import TABLE_SUFFIXES, TEXT_SUFFIXES, read_records, read_text
+from polyvec.files import TABLE_SUFFIXES, TEXT_SUFFIXES, as_text, read_records, read_text
 from polyvec.search.store import Passage
 from polyvec.text.chunking import Span
 
@@ -88,7 +88,7 @@ def read_documents(
         for number, record in enumerate(read_records(path, column=column), start=1):
             if _has_words(record[column]):
                 found = True
-                rest = {key: str(value) for key, value in record.items() if key != column and value is not None}
+                rest = {key: as_text(value) for key, value in record.items() if key != column and value is not None}
                 yield Document(name, number, record[column], metadata=rest, is_row=True)
     else:
         reader = _READERS.get(suffix, _read_plain)

@@ -25,7 +25,7 @@ from polyvec.search.parts import check_dtype
 from polyvec.search.store import WEIGHT, Hit, Passage, Store
 from polyvec.text.chunking import passage_spans
 
-_READER = b"3"  # a new number when files are read or cut in a new way: then all of them are read again
+_READER = b"4"  # a new number when files are read or cut in a new way: then all of them are read again
 _GROUP_CHARACTERS = 500_000  # files that are embedded and committed together; a crash loses at most one such group
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from polyvec.apps.index import Index
 from polyvec.batch.output import Output
 from polyvec.errors import InputError
-from polyvec.files import vectors_of
+from polyvec.files import as_text, vectors_of
 from polyvec.inference.quantize import as_unit
 from polyvec.search.store import Passage
 
@@ -77,7 +77,7 @@ def _passage(row: dict[str, Any], column: str, *, is_chunked: bool) -> Passage:
     text = row[column]
     start, end = (row["start"], row["end"]) if is_chunked else (0, len(text))
     own = ("id", column, "num_tokens", "truncated", *(("chunk", "start", "end") if is_chunked else ()))
-    rest = {key: str(value) for key, value in row.items() if key not in own and value is not None}
+    rest = {key: as_text(value) for key, value in row.items() if key not in own and value is not None}
     line = 1 + text.count("\n", 0, start)
     return Passage(
         source=str(row["id"]), start=start, end=end, text=text[start:end], line=line, page=None, heading=None,

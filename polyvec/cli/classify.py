@@ -13,7 +13,7 @@ from polyvec.apps.classify import TASK, Classifier, check_abstain, decide, make_
 from polyvec.atomic import check_output
 from polyvec.cli.common import Column, EngineName, Model, check_columns, plain_errors
 from polyvec.errors import InputError
-from polyvec.files import json_text, read_records
+from polyvec.files import as_text, json_text, read_records
 from polyvec.inference.embedder import Embedder
 from polyvec.streams import paired
 
@@ -37,7 +37,7 @@ def train_command(
         if record.get(label_column) is None:
             raise InputError(f"{data}:{number} must have the column {label_column!r}; see --label-column")
         texts.append(record[column])
-        labels.append(str(record[label_column]))
+        labels.append(as_text(record[label_column]))
     classifier, report = train(Embedder(model, engine=engine), texts, labels)
     classifier.save(output)
     typer.echo(report)
@@ -80,11 +80,12 @@ def predict(
         answer = {**record, "predicted": name, "probability": round(probability, 4)}
         typer.echo(json_text(answer))
         if truth is not None:
-            if str(record.get(truth)) not in found.labels:
+            right = as_text(record.get(truth))
+            if right not in found.labels:
                 raise InputError(
                     f"{truth!r} must be one of the labels {', '.join(found.labels)}, got {record.get(truth)!r}"
                 )
             compared.append(probabilities[0])
-            columns.append(found.labels.index(str(record[truth])))
+            columns.append(found.labels.index(right))
     if compared:
         typer.echo(make_report(found.labels, np.stack(compared), np.array(columns)), err=True)

@@ -106,6 +106,13 @@ def test_rows_of_a_table_are_documents_with_the_other_columns(tmp_path: Path) ->
     assert documents[1].passage((7, 12)).line == 3  # the row, wherever in its text
 
 
+def test_the_other_columns_are_texts_in_the_words_of_json(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "Bread.", "old": true, "by": {"a": [1, null]}, "tags": ["ä"], "n": 1.5, "none": null}')
+    (document,) = read_documents(path)
+    assert document.metadata == {"old": "true", "by": '{"a": [1, null]}', "tags": '["ä"]', "n": "1.5"}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

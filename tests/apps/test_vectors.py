@@ -130,10 +130,11 @@ def test_columns_called_start_and_end_are_none_of_a_chunk(
     tmp_path: Path, embed: Callable[..., str], embedder: Embedder
 ) -> None:
     index = Index(tmp_path / "db", embedder, create=True)
-    add_vectors(index, embed(rows=[{"text": TEXTS[0], "start": 4, "end": 9}], keep=("text", "start", "end")))
+    row = {"text": TEXTS[0], "start": 4, "end": 9, "sold": True}
+    add_vectors(index, embed(rows=[row], keep=tuple(row)))
     (hit,) = index.search("train", mode="text")
     assert (hit.passage.text, hit.passage.start, hit.passage.end) == (TEXTS[0], 0, len(TEXTS[0]))
-    assert hit.passage.metadata == {"start": "4", "end": "9"}
+    assert hit.passage.metadata == {"start": "4", "end": "9", "sold": "true"}
 
 
 def test_vectors_of_another_model_are_refused_with_its_option(
