@@ -12,7 +12,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -29,7 +29,9 @@ Stamp = dict[str, Any]
 TEXT_ENCODING = "utf-8-sig"  # UTF-8; the mark that Excel and others put before it is not text
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 CSV_SUFFIXES = (".csv", ".tsv")
-TABLE_SUFFIXES = (".jsonl", *CSV_SUFFIXES, ".parquet")
+_JSON_LINES = (".jsonl", ".ndjson")  # two names of one format
+TABLE_SUFFIXES = (*_JSON_LINES, *CSV_SUFFIXES, ".parquet")
+JSON_SUFFIX = ".json"  # of one value, which cannot be read row by row
 VECTOR_SUFFIXES = (".jsonl", ".parquet", ".npy")
 _STAMP_KEY = b"polyvec"
 _PARQUET_ROWS = 4096
@@ -38,8 +40,9 @@ _PARQUET_ROWS = 4096
 def read_records(path: Path | None, *, column: str = "text") -> Iterator[Record]:
     """Yield one record per text, with the text under ``column``. None reads lines of standard input.
 
-    ``.jsonl``: an object or a string a line; ``.csv`` and ``.tsv`` with a header; ``.parquet``; any other file: a text
-    a line. Raises ``InputError`` naming file and row for what cannot be read or has no such column.
+    ``.jsonl`` and ``.ndjson``: an object or a string a line; ``.csv`` and ``.tsv`` with a header; ``.parquet``; any
+    other file but ``.json``: a text a line. Raises ``InputError`` naming file and row for what cannot be read or has no
+    such column.
     """
     name = "stdin" if path is None else str(path)
     suffix = ".txt" if path is None else path.suffix.lower()
@@ -69,15 +72,24 @@ def _raised(rows: Iterator[Record | InputError]) -> Iterator[Record]:
 def text_rows(file: IO[str], name: str, *, suffix: str, column: str) -> Iterator[Record | InputError]:
     """Yield the records of an open file of text by its ``suffix``; in place of a row without a text, its error.
 
-    Raises ``InputError`` for what is no CSV.
+    Raises ``InputError`` for what is no CSV, and for ``.json``.
     """
-    if suffix == ".jsonl":
+    _check_has_lines(name, suffix)
+    if suffix in _JSON_LINES:
         yield from _json_rows(file, name, column)
     elif suffix in CSV_SUFFIXES:
         yield from _csv_rows(file, name, column, "\t" if suffix == ".tsv" else ",")
     else:
         for number, line in enumerate(file, start=1):
             yield _checked({column: line.rstrip("\n")}, name, number, column)
+
+
+def _check_has_lines(name: str, suffix: str) -> None:
+    if suffix == JSON_SUFFIX:
+        raise InputError(
+            f"{name} must be JSON Lines, an object or a text a line, got .json; write an array so with jq -c '.[]' and "
+            "name it .jsonl"
+        )
 
 
 def _json_rows(file: IO[str], name: str, column: str) -> Iterator[Record | InputError]:
@@ -150,7 +162,7 @@ def parquet_rows(
 
 
 def column_names(path: Path) -> list[str]:
-    """Return the columns of a table's first row: of ``.parquet``, ``.jsonl``, and ``.csv`` or ``.tsv`` with a header.
+    """Return the columns of a table's first row: of Parquet, JSON Lines, and ``.csv`` or ``.tsv`` with a header.
 
     Raises ``InputError`` for a file that cannot be read; an empty file has none.
     """
@@ -167,7 +179,8 @@ def column_names(path: Path) -> list[str]:
 
 def text_columns(line: str, name: str, *, suffix: str) -> list[str]:
     """Return the columns that the first line of a file of text names, by its ``suffix``."""
-    if suffix != ".jsonl":
+    _check_has_lines(name, suffix)
+    if suffix not in _JSON_LINES:
         return next(csv.reader([line], delimiter="\t" if suffix == ".tsv" else ","), [])
     try:
         row = json.loads(line or "{}")
@@ -420,7 +433,10 @@ def is_vector_file(path: Path) -> bool:
             return _STAMP_KEY in (pq.read_schema(path).metadata or {})
         except (pa.ArrowInvalid, OSError):
             return False
-    return path.suffix.lower() == ".npy" or _stamp_path(path).exists()
+    if path.suffix.lower() == ".jsonl":
+        with suppress(OSError, ValueError):  # what lies beside it may be anybody's
+            return bool(_read_stamp(path))
+    return path.suffix.lower() == ".npy"
 
 
 def check_same_model(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, str]) -> None:
@@ -453,7 +469,9 @@ def _stamp_path(path: Path) -> Path:
 
 
 def _read_stamp(path: Path) -> Stamp:
-    stamp: Stamp = json.loads(_stamp_path(path).read_text(encoding="utf-8"))
+    stamp = json.loads(_stamp_path(path).read_text(encoding="utf-8"))
+    if not isinstance(stamp, dict) or not {"weights", "dimensions", "dtype"} <= stamp.keys():
+        raise ValueError(f"{_stamp_path(path).name} is no stamp")
     return stamp
 
 

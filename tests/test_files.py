@@ -16,7 +16,7 @@ import pytest
 from polyvec import files
 from polyvec.atomic import whole_file
 from polyvec.errors import InputError
-from polyvec.files import check_same_model, column_names, read_records, read_vectors, vector_writer
+from polyvec.files import check_same_model, column_names, is_vector_file, read_records, read_vectors, vector_writer
 from polyvec.inputs import read_input
 
 STAMP = {"weights": "abc", "dimensions": 16, "dtype": "float32"}
@@ -27,6 +27,7 @@ STAMP = {"weights": "abc", "dimensions": 16, "dtype": "float32"}
     [
         ("a.txt", "one\n\ntwo", ["one", "", "two"]),
         ("a.jsonl", '{"text": "one"}\n"two"\n', ["one", "two"]),
+        ("a.ndjson", '{"text": "one"}\n"two"\n', ["one", "two"]),
         ("a.csv", 'id,text\n1,"one\nline"\n2,two\n', ["one\nline", "two"]),
         ("a.tsv", "text\tid\none\t1\n", ["one"]),
         ("a.csv", 'text,id\n5" disk,1,\n', ['5" disk']),
@@ -45,6 +46,15 @@ def test_every_format_gives_its_texts(tmp_path: Path, name: str, content: str, t
 def test_a_byte_order_mark_is_in_no_column_name(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("\ufefftext,id\n", encoding="utf-8")
     assert column_names(tmp_path / "a.csv") == ["text", "id"]
+
+
+def test_columns_are_those_of_the_first_row(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.ndjson"):
+        (tmp_path / name).write_text('{"text": "one", "id": 1}\n')
+        assert column_names(tmp_path / name) == ["text", "id"]
+    (tmp_path / "a.json").write_text('[{"text": "one"}]')
+    with pytest.raises(InputError, match=r"a\.json must be JSON Lines"):
+        column_names(tmp_path / "a.json")
 
 
 def test_stdin_is_read_as_a_file_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +86,11 @@ def test_parquet_gives_its_texts_and_keeps_other_columns(tmp_path: Path) -> None
             "a.jsonl",
             b'"\\ud83d\\ude00"\n{"text": "b", "more": ["\\uD83D"]}\n',
             r"a\.jsonl:2 must be UTF-8 text, got bytes",
+        ),
+        (
+            "a.json",
+            b'["one"]',
+            r"a\.json must be JSON Lines, an object or a text a line, got \.json; write an array so",
         ),
         ("a.csv", b"id\n1\n", r"a\.csv:2 must have the column 'text', got id"),
         ("a.csv", b'text\n"one\ntwo\nthree\n', r"a\.csv:2 must be CSV, got unexpected end of data"),
@@ -219,6 +234,14 @@ def test_vectors_meet_those_of_their_task_or_of_its_partner() -> None:
     for first, second in (("separation", "classification"), ("separation", None), (None, "retrieval.query")):
         with pytest.raises(InputError, match=f"b must hold vectors of the same task as a, {first!r}, got {second!r}"):
             check(first, second)
+
+
+def test_a_vector_file_is_one_that_has_a_stamp(tmp_path: Path) -> None:
+    for name, stamp in (("a.txt", STAMP), ("a.jsonl", {"polyvec": "notes"}), ("b.jsonl", []), ("c.jsonl", STAMP)):
+        (tmp_path / name).write_text('"one"\n')
+        (tmp_path / f"{name}.json").write_text(json.dumps(stamp))
+    (tmp_path / "d.jsonl").write_text('"one"\n')
+    assert [p.name for p in sorted(tmp_path.iterdir()) if is_vector_file(p)] == ["c.jsonl"]
 
 
 def test_a_foreign_vector_file_is_an_error(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from polyvec.errors import InputError, MissingExtraError, PolyvecError
-from polyvec.files import TABLE_SUFFIXES, TEXT_SUFFIXES, as_text, read_records, read_text
+from polyvec.files import JSON_SUFFIX, TABLE_SUFFIXES, TEXT_SUFFIXES, as_text, read_records, read_text
 from polyvec.search.store import Passage
 from polyvec.text.chunking import Span
 
@@ -84,7 +84,7 @@ def read_documents(
     if size == 0:
         raise InputError(f"{path} must hold text, got an empty file")
     found = False
-    if suffix in TABLE_SUFFIXES:
+    if suffix in (*TABLE_SUFFIXES, JSON_SUFFIX):
         for number, record in enumerate(read_records(path, column=column), start=1):
             if _has_words(record[column]):
                 found = True

@@ -14,6 +14,7 @@ from polyvec.apps.match import Pair, best_partners, near_pairs, threshold_for
 from polyvec.cli.common import Column, Dimensions, EngineName, Model, plain_errors, records_with_text
 from polyvec.errors import InputError
 from polyvec.files import (
+    JSON_SUFFIX,
     TABLE_SUFFIXES,
     TEXT_SUFFIXES,
     Stamp,
@@ -166,7 +167,7 @@ def _side(argument: str, column: str) -> tuple[list[str], Any, Stamp | None]:
     if is_folder:
         raise InputError(f"{argument} must be a text or a file, got a folder; name a file in it")
     if not is_there:
-        if path.suffix.lower() in (*TEXT_SUFFIXES, *TABLE_SUFFIXES, ".npy"):
+        if path.suffix.lower() in (*TEXT_SUFFIXES, *TABLE_SUFFIXES, JSON_SUFFIX, ".npy"):
             raise InputError(f"{argument} must be a readable file, got none there")
         return [argument], None, None
     if path.is_file() and is_vector_file(path):

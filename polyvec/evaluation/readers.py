@@ -28,7 +28,7 @@ from polyvec.data.failure_cases import read_cases
 from polyvec.errors import InputError
 from polyvec.evaluation.long_documents import DOCUMENTS, articles, needle, passkey
 from polyvec.evaluation.suites import TASKS, Labelled, Pairs, Ranking, Suite, check_ranking
-from polyvec.files import Record, column_names, read_records
+from polyvec.files import TABLE_SUFFIXES, Record, column_names, read_records
 
 _COLUMNS = {
     "sts": ("text_a", "text_b", "score"),
@@ -72,8 +72,8 @@ def read_suites(path: Path, *, kind: str | None = None, limit: int = 0, langs: C
         raise InputError(f"kind must be one of {', '.join(TASKS)}, got {kind!r}")
     if path.is_dir():
         return [read_beir(path)]
-    if path.suffix.lower() not in (".jsonl", ".csv", ".tsv", ".parquet"):
-        raise InputError(f"{path} must be a folder, .jsonl, .csv, .tsv or .parquet; convert it, or name the folder")
+    if path.suffix.lower() not in TABLE_SUFFIXES:
+        raise InputError(f"{path} must be a folder, {', '.join(TABLE_SUFFIXES)}; convert it, or name the folder")
     if kind == "failure-cases":
         return [_failure_cases(path, limit)]
     groups: dict[str, list[Record]] = {}

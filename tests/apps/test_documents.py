@@ -126,6 +126,7 @@ def test_the_other_columns_are_texts_in_the_words_of_json(tmp_path: Path) -> Non
         ("a.docx", b"PK oops", "must be a whole docx file, got BadZipFile"),
         ("a.docx", b"\xd0\xcf\x11\xe0 oops", "must be readable without a password, got an encrypted file"),
         ("a.html", b"<p>a\0b</p>", "must be text, got a binary file"),
+        ("a.json", b'[{"text": "x"}]', "must be JSON Lines, an object or a text a line"),
         ("a.csv", b"body\nx\n", "must have the column 'text'"),
     ],
 )
