@@ -36,9 +36,10 @@ class Said:
     stderr: str
 
 
-def polyvec(*arguments: object, stdin: str = "", code: int = 0) -> Said:
-    """Run the command in this process; what it warns of is an error."""
-    out, err, source = (io.TextIOWrapper(io.BytesIO(text), "utf-8") for text in (b"", b"", stdin.encode()))
+def polyvec(*arguments: object, stdin: str = "", code: int = 0, encoding: str = "utf-8") -> Said:
+    """Run the command in this process, its stdout in ``encoding`` at first; what it warns of is an error."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding)
+    err, source = (io.TextIOWrapper(io.BytesIO(text), "utf-8") for text in (b"", stdin.encode()))
     with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("error")
         patch.setattr(sys, "stdin", source)
@@ -66,6 +67,14 @@ def test_stdin_to_stdout_gives_a_line_for_each(mini: Embedder) -> None:
     assert [row["text"] for row in rows] == ENGLISH
     expected = mini.encode(ENGLISH, task="text-matching", dimensions=64)
     np.testing.assert_allclose([row["embedding"] for row in rows], expected, atol=2e-6)
+
+
+def test_stdout_is_utf_8_whatever_the_locale_says(tmp_path: Path) -> None:
+    for verb in ("embed", "search"):
+        path = tmp_path / ("\udcff.txt" if verb == "search" else "a.txt")
+        path.write_text("Käse 你好\n", encoding="utf-8")
+        arguments = ("embed", path) if verb == "embed" else ("search", "Käse", path)
+        assert "Käse 你好" in polyvec(*arguments, encoding="ascii").stdout
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".parquet", ".jsonl"])

@@ -1,11 +1,13 @@
 """The ``polyvec`` command. Each verb parses, calls one function, prints; one module holds one verb or a family.
 
-Results go to stdout, progress and errors to stderr. Exit code 0: done; 1: nothing found; 2: bad input or usage.
+Results go to stdout in UTF-8, progress and errors to stderr. Exit code 0: done; 1: nothing found; 2: bad input, usage.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -41,6 +43,8 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
     # Before torch starts its threads: they wait for each other many times a layer, and one that waits by turning keeps
     # the core from the other where a second program has the rest of them. Costs nothing where there is none.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # data is UTF-8 for whoever reads it, whatever the locale says
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # of names of files that are not
     if version:
         typer.echo(__version__)
         raise typer.Exit(0)
