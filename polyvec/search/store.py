@@ -7,17 +7,23 @@ Shape letters: B passages, M kept width.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import random
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polyvec.errors import InputError, MissingExtraError
 from polyvec.search import parts
+
+Result = TypeVar("Result")
 
 MODES = ("hybrid", "vector", "text")
 
@@ -34,6 +40,9 @@ _PROBED = 128  # partitions whose bits are compared, and
 _CANDIDATES = 320  # passages, nearest by their bits or heads, whose whole vectors then decide
 _REFINED = 4  # times as many heads that are compared, where vectors are in parts, as there are candidates
 _KEPT_VERSIONS = timedelta(hours=1)  # a search that is running still finds the files of its version
+_TRIES = 20  # of a commit that others come before, with pauses of up to
+_PAUSE_SECONDS = 0.2
+_RACES = ("commit conflict", "Incompatible transaction", f"'{_TABLE}' already exists", f"'{_TABLE}' was not found")
 _FIELDS = ("source", "digest", "line", "page", "heading", "start", "end", "text", "metadata")
 
 
@@ -63,12 +72,46 @@ class Hit:
     passage: Passage
 
 
+def _told(method: Callable[..., Result]) -> Callable[..., Result]:
+    """Make of LanceDB's errors one sentence, and do again what a commit of another process came before.
+
+    ``method`` of a store must be one that may run twice.
+    """
+
+    @wraps(method)
+    def run(store: Store, *args: Any, **options: Any) -> Result:
+        tries_left = _TRIES
+        while True:
+            try:
+                return method(store, *args, **options)
+            except InputError:
+                raise
+            except (RuntimeError, ValueError) as error:
+                is_race = any(words in str(error) for words in _RACES)
+                if isinstance(error, ValueError) and not is_race:
+                    raise
+                tries_left -= 1
+                if not (is_race and tries_left):
+                    cause = re.sub(r", /\S+:\d+:\d+$", "", str(error))  # without the line of LanceDB's source
+                    raise InputError(
+                        f"database {store.location} must be whole, readable and writable, got: {cause}; if files of it "
+                        "are damaged or gone, index into a new database"
+                    ) from error
+            time.sleep(random.uniform(0, _PAUSE_SECONDS))  # two that wait as long would meet again
+            if store._table is not None:
+                store._table.checkout_latest()
+
+    return run
+
+
 class Store:
-    """A folder or URL of passages, all of one model; ``stamp`` says which, and stays.
+    """A folder or URL of passages, all of one model; ``stamp`` says which, and stays. Many may write to it.
 
     Where there is none, an empty store is made with the ``stamp`` that is given; without one, it is an ``InputError``.
     A stamp says at least the ``dimensions`` of a vector; ``dtype`` is how it is stored (``parts.py``).
     """
+
+    _table: Any = None
 
     def __init__(self, location: str | Path, stamp: Mapping[str, Any] | None = None) -> None:
         self.location = str(location)
@@ -80,7 +123,17 @@ class Store:
             raise _no_store(self.location)
         if "://" not in self.location and Path(self.location).is_file():
             raise InputError(f"database must be a folder or a URL, got the file {self.location}; choose another name")
-        database = lancedb.connect(self.location)
+        self._open(lancedb.connect(self.location), stamp)
+        self._schema = _schema(self.stamp)
+        if self._table.schema.names != self._schema.names:
+            raise InputError(
+                f"database {self.location} must have the columns of this version of polyvec, got others; "
+                "index into a new database"
+            )
+        self._index_text()
+
+    @_told
+    def _open(self, database: Any, stamp: Mapping[str, Any] | None) -> None:
         if _TABLE in database.list_tables().tables:
             self._table = database.open_table(_TABLE)
         elif stamp is not None:
@@ -88,15 +141,8 @@ class Store:
         else:
             raise _no_store(self.location)
         self.stamp: dict[str, Any] = json.loads((self._table.schema.metadata or {}).get(_STAMP_KEY, b"{}"))
-        self._schema = _schema(self.stamp)
-        if self._table.schema.names != self._schema.names:
-            raise InputError(
-                f"database {self.location} must have the columns of this version of polyvec, got others; "
-                "index into a new database"
-            )
-        if not self._has_index("text"):  # also after a crash between the two commits that make a store
-            self._index_text()
 
+    @_told
     def __len__(self) -> int:
         """Number of passages."""
         return int(self._table.count_rows())
@@ -126,11 +172,13 @@ class Store:
                 "leave --dtype out, or index into a new database"
             )
 
+    @_told
     def sources(self) -> dict[str, str]:
         """Return the digest of each source."""
         rows = self._table.search().where("ordinal = 0").select(["source", "digest"]).limit(None).to_arrow()
         return dict(zip(rows["source"].to_pylist(), rows["digest"].to_pylist(), strict=True))
 
+    @_told
     def write(self, passages: Sequence[Passage], vectors: NDArray[np.float32], digests: Mapping[str, str]) -> None:
         """Make ``passages`` with their ``vectors`` (B, M) all that the store holds of the sources in ``digests``.
 
@@ -159,15 +207,18 @@ class Store:
             .execute(table)
         )
 
+    @_told
     def remove(self, sources: Iterable[str]) -> None:
         """Forget ``sources``."""
         if names := list(sources):
             self._table.delete(_one_of("source", names))
 
+    @_told
     def move(self, old: str, new: str) -> None:
         """Give a source another name; its vectors stay."""
         self._table.update(where=_one_of("source", [old]), values={"source": new})
 
+    @_told
     def optimize(self) -> None:
         """Take new passages into the indexes, and drop versions that no search reads any longer.
 
@@ -180,6 +231,7 @@ class Store:
             self._table.create_index("head", config=config)
         self._table.optimize(cleanup_older_than=_KEPT_VERSIONS)
 
+    @_told
     def search(
         self,
         vector: NDArray[np.float32] | None,
@@ -252,9 +304,12 @@ class Store:
     def _has_index(self, column: str) -> bool:
         return any(index.columns == [column] for index in self._table.list_indices())
 
+    @_told
     def _index_text(self) -> None:
         from lancedb.index import FTS
 
+        if self._has_index("text"):  # it has none after a crash between the two commits that make a store
+            return
         # ICU finds words in every script; stemming and stop words would be those of one language. Long words stay:
         # hashes and names of code are what words are searched for.
         words = FTS(base_tokenizer="icu/split", stem=False, remove_stop_words=False, max_token_length=None)

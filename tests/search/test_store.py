@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,25 @@ def test_what_is_no_store_is_an_error(tmp_path: Path, store: Store) -> None:
         store.search(unit(0), "x", weight=2)
     with pytest.raises(InputError, match=r"page must be a whole number below 2\^31, got 'two'"):
         store.search(unit(0), "x", where={"page": "two"})
+
+
+def test_stores_that_are_made_and_written_at_once_are_one(tmp_path: Path) -> None:
+    def make(source: str) -> None:
+        store = Store(tmp_path / "db", STAMP)
+        put(store, source, ["a text"])
+        store.optimize()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(make, "abcd"))
+    assert set(Store(tmp_path / "db").sources()) == set("abcd")
+
+
+@pytest.mark.parametrize("kind", ["data", "_versions"])
+def test_a_damaged_store_is_one_sentence(tmp_path: Path, store: Store, kind: str) -> None:
+    for path in (tmp_path / "db" / "passages.lance" / kind).iterdir():
+        path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(InputError, match=r"must be whole.*, got: .*[^/\d]; if files .* index into a new database"):
+        Store(tmp_path / "db").search(unit(0), "router")
 
 
 def test_a_missing_database_is_told_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
