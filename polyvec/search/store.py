@@ -319,9 +319,11 @@ class Store:
 def _schema(stamp: Mapping[str, Any]) -> Any:
     import pyarrow as pa
 
+    # What tells rows apart: of two that write one source at once, the second then waits for the first and replaces it.
+    key = {"nullable": False, "metadata": {"lance-schema:unenforced-primary-key": "true"}}
     fields = [
-        pa.field("source", pa.string()),
-        pa.field("ordinal", pa.int32()),
+        pa.field("source", pa.string(), **key),
+        pa.field("ordinal", pa.int32(), **key),
         pa.field("digest", pa.string()),
         pa.field("line", pa.int64()),
         pa.field("page", pa.int32()),

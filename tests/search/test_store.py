@@ -154,11 +154,13 @@ def test_stores_that_are_made_and_written_at_once_are_one(tmp_path: Path) -> Non
     def make(source: str) -> None:
         store = Store(tmp_path / "db", STAMP)
         put(store, source, ["a text"])
+        put(store, "common", ["one", "two"])
         store.optimize()
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(make, "abcd"))
-    assert set(Store(tmp_path / "db").sources()) == set("abcd")
+    store = Store(tmp_path / "db")
+    assert set(store.sources()) == {*"abcd", "common"} and len(store) == 6
 
 
 @pytest.mark.parametrize("kind", ["data", "_versions"])
