@@ -96,7 +96,7 @@ def _json_rows(file: IO[str], name: str, column: str) -> Iterator[Record | Input
     for number, line in enumerate(file, start=1):
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # JSON that is none, or a number of thousands of digits
             yield InputError(f"{name}:{number} must be one JSON value, got {error}")
             continue
         row = {column: row} if isinstance(row, str) else row
@@ -184,7 +184,7 @@ def text_columns(line: str, name: str, *, suffix: str) -> list[str]:
         return next(csv.reader([line], delimiter="\t" if suffix == ".tsv" else ","), [])
     try:
         row = json.loads(line or "{}")
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{name}:1 must be one JSON value, got {error}") from error
     return list(row) if isinstance(row, dict) else []
 

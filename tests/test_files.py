@@ -80,6 +80,7 @@ def test_parquet_gives_its_texts_and_keeps_other_columns(tmp_path: Path) -> None
     [
         ("a.jsonl", b'{"text": "one"}\n{"body": "two"}\n', r"a\.jsonl:2 must have the column 'text', got body"),
         ("a.jsonl", b"{oops\n", r"a\.jsonl:1 must be one JSON value"),
+        ("a.jsonl", b'{"text": "a", "n": 1' + b"0" * 5000 + b"}", r"a\.jsonl:1 must be one JSON value"),
         ("a.jsonl", b"[1]\n", r"a\.jsonl:1 must be a JSON object or string, got list"),
         ("a.jsonl", b'{"text": null}\n', r"a\.jsonl:1: 'text' must be a text, got NoneType"),
         (

@@ -112,12 +112,23 @@ def unified(schemas: Sequence[Any]) -> Any:
 
     try:
         schema = pa.unify_schemas(schemas, promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except pa.ArrowException as error:
         raise InputError(
             f"columns that are kept must each have one type, got: {error}; leave the column out of --keep and --id"
         ) from error
+    if empty := [field.name for field in schema if _has_empty_struct(field.type)]:
+        raise InputError(f"column {empty[0]!r} must have objects with a field to be kept, got empty ones; leave it out")
     # A column without a value anywhere has no type that every reader knows.
     return pa.schema([f.with_type(pa.string()) if pa.types.is_null(f.type) else f for f in schema])
+
+
+def _has_empty_struct(kind: Any) -> bool:
+    """Whether Parquet has no place for ``kind``: an object without fields, or one that holds it."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind) and not kind.num_fields:
+        return True
+    return any(_has_empty_struct(kind.field(i).type) for i in range(kind.num_fields))
 
 
 def kept_schema(records: Sequence[Record], names: Sequence[str], where: str) -> Any:
@@ -128,7 +139,7 @@ def kept_schema(records: Sequence[Record], names: Sequence[str], where: str) -> 
     for name in names:
         try:
             fields.append(pa.field(name, pa.array([r[name] for r in records]).type))
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        except (pa.ArrowException, OverflowError) as error:  # of whole numbers beyond 64 bits
             raise InputError(
                 f"column {name!r} must have one type to be kept, got near {where}: {error}; leave it out"
             ) from error

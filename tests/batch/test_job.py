@@ -396,6 +396,9 @@ def test_bad_input_is_said_before_any_work(tmp_path: Path, plan: Plan) -> None:
     (tmp_path / "none.jsonl").write_text('{"text": 1}\n')
     mixed = tmp_path / "mixed.jsonl"
     mixed.write_text("".join(f'{{"text": "a", "x": {x}}}\n' for x in (1, '"b"')))
+    large, hollow = tmp_path / "large.jsonl", tmp_path / "hollow.jsonl"
+    large.write_text(f'{{"text": "a", "x": {2**64}}}\n')
+    hollow.write_text('{"text": "a", "x": [{"y": {}}]}\n')
     apart = tmp_path / "apart.jsonl"
     apart.write_text("".join(f'{{"text": "a", "x": {x}}}\n' for x in [1] * 4 + ['"b"'] * 4))
     cases: list[tuple[Any, dict[str, Any], str]] = [
@@ -409,6 +412,8 @@ def test_bad_input_is_said_before_any_work(tmp_path: Path, plan: Plan) -> None:
         (good, {"keep": ("city",)}, r"good\.jsonl:1 must have the column 'city'"),
         (tmp_path / "none.jsonl", {}, "input must hold at least one text under 'text', got 1 rows without"),
         (mixed, {"keep": ("x",)}, "column 'x' must have one type to be kept"),
+        (large, {"keep": ("x",)}, "column 'x' must have one type to be kept, got near large.jsonl:1: .*large"),
+        (hollow, {"keep": ("x",)}, "column 'x' must have objects with a field to be kept, got empty ones"),
         (apart, {"keep": ("x",)}, "columns that are kept must each have one type"),
         ("nowhere://host/x", {}, "must be a URL of a known kind"),
     ]
