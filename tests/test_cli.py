@@ -365,6 +365,16 @@ def test_train_adapter_adds_a_task_that_embed_knows(tmp_path: Path, model_folder
         (["classify", "predict", "notes.txt"], "predict needs --classifier or --label, one of the two, got neither"),
         (["classify", "predict", "notes.txt", "--label", "a", "--abstain", "2"], "abstain must be a probability"),
         (["classify", "train", "notes.jsonl", "-o", "c.json"], "notes.jsonl:1 must have the column 'label'"),
+        (["classify", "train", "blank.csv", "-o", "c.json"], "blank.csv:1 must hold text under 'label', got nothing"),
+        (
+            ["classify", "train", "blank.csv", "--label-column", "other", "-o", "c.json"],
+            "blank.csv:2 must hold text under 'text', got nothing; fill it in",
+        ),
+        (
+            ["classify", "predict", "notes.txt", "--label", "a", "--label", "a=b"],
+            "--label must name a label once, got 'a' again",
+        ),
+        (["classify", "predict", "notes.txt", "--label", "=b"], "--label must be NAME or NAME=DESCRIPTION, got '=b'"),
         (["export", "polyvec-mini"], "export needs --output or --onnx"),
         (["export", "polyvec-mini", "-o", ".", "--layout", "hf"], "output must be a new or empty folder"),
     ],
@@ -377,6 +387,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     (tmp_path / "long.txt").write_text("one " * 9000)
     (tmp_path / "pairs.jsonl").write_text('{"text_a": "a", "text_b": "b", "score": 0.5}\n' * 2)
     (tmp_path / "own.csv").write_text("text,cluster\none,mine\n")
+    (tmp_path / "blank.csv").write_text("text,label,other\none, ,a\n ,b,a\n")
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())

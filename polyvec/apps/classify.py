@@ -81,12 +81,21 @@ class Classifier:
         """Write the classifier as JSON: a file that holds no code."""
         write_json(asdict(self), path)
 
+    def _check(self) -> None:
+        """Raise ``ValueError`` or ``TypeError`` unless there is a row of finite numbers for each label."""
+        weights, bias = np.array(self.weights, float), np.array(self.bias, float)
+        if weights.ndim != 2 or not len(set(self.labels)) == len(self.labels) == len(weights) == len(bias) > 0:
+            raise ValueError("labels, weights and bias of different lengths")
+        if not (np.isfinite(weights).all() and np.isfinite(bias).all() and 0 < self.temperature < np.inf):
+            raise ValueError("numbers that are not finite")
+
     @staticmethod
     def load(path: Path, embedder: Embedder) -> Classifier:
         """Return a saved classifier. Raises ``InputError`` unless ``embedder`` is the model that it was trained on."""
         try:
             classifier = Classifier(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            classifier._check()
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{path} must be a classifier written by polyvec classify train, got {type(error).__name__}: {error}"
             ) from error

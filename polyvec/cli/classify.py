@@ -36,6 +36,11 @@ def train_command(
     for number, record in enumerate(read_records(data, column=column), start=1):
         if record.get(label_column) is None:
             raise InputError(f"{data}:{number} must have the column {label_column!r}; see --label-column")
+        for name in (column, label_column):
+            if not as_text(record[name]).strip():
+                raise InputError(
+                    f"{data}:{number} must hold text under {name!r}, got nothing; fill it in or drop the row"
+                )
         texts.append(record[column])
         labels.append(as_text(record[label_column]))
     classifier, report = train(Embedder(model, engine=engine), texts, labels)
@@ -65,12 +70,12 @@ def predict(
     if (classifier is None) == (not label):
         got = "neither" if classifier is None else "both"
         raise InputError(f"predict needs --classifier or --label, one of the two, got {got}")
+    descriptions = _descriptions(label or [])
     embedder = Embedder(model, engine=engine)
     if classifier is not None:
         found = Classifier.load(classifier, embedder)
     else:
-        pairs = [pair.partition("=") for pair in label or []]
-        found = zero_shot(embedder, {name: description if sign else name for name, sign, description in pairs})
+        found = zero_shot(embedder, descriptions)
     records = read_records(None if source == "-" else Path(source), column=column)
     records = check_columns(records, ("predicted", "probability"))
     compared, columns = [], []
@@ -89,3 +94,15 @@ def predict(
             columns.append(found.labels.index(right))
     if compared:
         typer.echo(make_report(found.labels, np.stack(compared), np.array(columns)), err=True)
+
+
+def _descriptions(labels: list[str]) -> dict[str, str]:
+    descriptions: dict[str, str] = {}
+    for pair in labels:
+        name, sign, description = pair.partition("=")
+        if not name.strip():
+            raise InputError(f"--label must be NAME or NAME=DESCRIPTION, got {pair!r}")
+        if name in descriptions:
+            raise InputError(f"--label must name a label once, got {name!r} again; describe it in one sentence")
+        descriptions[name] = description if sign else name
+    return descriptions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,20 @@ def test_what_cannot_be_learned_or_loaded_is_an_error(embedder: Embedder, mini: 
     path.write_text(json.dumps({"labels": []}))
     with pytest.raises(InputError, match="must be a classifier written by polyvec classify train, got TypeError"):
         Classifier.load(path, embedder)
-    zero_shot(embedder, {"a": "a", "b": "b"}).save(path)
+    classifier = zero_shot(embedder, {"a": "a", "b": "b"})
+    good = asdict(classifier)
+    for damage in (
+        [], {**good, "weights": good["weights"][:1]}, {**good, "weights": [[1.0], [1.0, 2.0]]}, {**good, "bias": [0.0]},
+        {**good, "weights": "ab"}, {**good, "labels": ["a", "a"]}, {**good, "labels": 2}, {**good, "temperature": 0.0},
+        {**good, "bias": [0.0, float("nan")]}, {**good, "temperature": "1"}, {**good, "bias": None},
+    ):  # fmt: skip
+        path.write_text(json.dumps(damage))
+        with pytest.raises(InputError, match="must be a classifier written by polyvec classify train, got"):
+            Classifier.load(path, embedder)
+    path.write_text(json.dumps(good)[:-9])
+    with pytest.raises(InputError, match="must be a classifier written by polyvec classify train, got JSONDecodeError"):
+        Classifier.load(path, embedder)
+    classifier.save(path)
     with pytest.raises(InputError, match="must meet the model that it was trained on, .*got polyvec-mini; use --model"):
         Classifier.load(path, mini)
 
