@@ -130,6 +130,18 @@ def test_a_folder_is_indexed_and_searched(tmp_path: Path, monkeypatch: pytest.Mo
     assert "must meet the model that made it, polyvec-mini" in result.stderr
 
 
+def test_a_place_is_told_to_the_letter_on_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a\tb\nc.txt").write_text("A cat sleeps.\n")
+    (tmp_path / "notes.jsonl").write_text('{"text": "A cat sleeps.", "url": "https://a.org//b c"}\n')
+    fields = polyvec("search", "cat", tmp_path / "a\tb\nc.txt").stdout.rstrip("\n").split("\t")
+    assert fields[1:] == [r"a\tb\nc.txt:1", "A cat sleeps."]
+    job = ("embed", "notes.jsonl", "-o", "vectors", "--id", "url", "--keep", "text", "--task", "retrieval.passage")
+    polyvec(*job)
+    polyvec("index", "--vectors", "vectors", "-d", "db")
+    assert polyvec("search", "cat", "-d", "db").stdout.split("\t")[1] == "https://a.org//b c:1"
+
+
 def test_match_pairs_translations(tmp_path: Path) -> None:
     first, second = tmp_path / "en.txt", tmp_path / "de.txt"
     first.write_text("\n".join(ENGLISH), encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from polyvec.cli.common import Column, Dimensions, EngineName, Model, plain_erro
 from polyvec.errors import InputError
 from polyvec.inference.embedder import Embedder
 from polyvec.search.store import WEIGHT, Hit, Passage
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what ends a field or a line, or moves a terminal's cursor
 
 
 @plain_errors
@@ -126,8 +129,9 @@ def _lines(query: str, hits: list[Hit], *, as_json: bool) -> Iterator[str]:
 
 
 def _place(passage: Passage) -> str:
-    """Return the file, from here if it is below, with the page or line."""
-    path = Path(passage.source)
+    """Return the file, from here if it is below, or the id, with the page or line: on one line, without tabs."""
+    path, name = Path(passage.source), passage.source
     if path.is_absolute() and path.is_relative_to(os.getcwd()):
-        path = path.relative_to(os.getcwd())
-    return f"{path}:{f'p{passage.page}' if passage.page else passage.line}"
+        name = str(path.relative_to(os.getcwd()))  # an id stays: a path would make one slash of the two in a URL
+    name = _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), name)
+    return f"{name}:{f'p{passage.page}' if passage.page else passage.line}"
