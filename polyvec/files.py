@@ -10,11 +10,12 @@ import csv
 import io
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ _JSON_LINES = (".jsonl", ".ndjson")  # two names of one format
 TABLE_SUFFIXES = (*_JSON_LINES, *CSV_SUFFIXES, ".parquet")
 JSON_SUFFIX = ".json"  # of one value, which cannot be read row by row
 VECTOR_SUFFIXES = (".jsonl", ".parquet", ".npy")
+_ESCAPED_BYTE = re.compile(r"[\udc80-\udcff]")  # by ``surrogateescape``
 _STAMP_KEY = b"polyvec"
 _PARQUET_ROWS = 4096
 
@@ -49,15 +51,14 @@ def read_records(path: Path | None, *, column: str = "text") -> Iterator[Record]
     try:
         if path is None:
             if isinstance(sys.stdin, io.TextIOWrapper):  # as files are read, whatever the locale says
-                sys.stdin.reconfigure(encoding=TEXT_ENCODING)
-            yield from _raised(text_rows(sys.stdin, name, suffix=suffix, column=column))
+                sys.stdin.reconfigure(encoding=TEXT_ENCODING, errors="surrogateescape")
+            yield from _raised(text_rows(_utf8_lines(sys.stdin, name), name, suffix=suffix, column=column))
         elif suffix == ".parquet":
             yield from _raised(parquet_rows(path, name, column=column))
         else:
-            with path.open(encoding=TEXT_ENCODING, newline="" if suffix in CSV_SUFFIXES else None) as file:
-                yield from _raised(text_rows(file, name, suffix=suffix, column=column))
-    except UnicodeDecodeError as error:
-        raise _not_text(name, error) from error
+            newline = "" if suffix in CSV_SUFFIXES else None
+            with path.open(encoding=TEXT_ENCODING, errors="surrogateescape", newline=newline) as file:
+                yield from _raised(text_rows(_utf8_lines(file, name), name, suffix=suffix, column=column))
     except OSError as error:
         raise _unreadable(name, error) from error
 
@@ -69,18 +70,26 @@ def _raised(rows: Iterator[Record | InputError]) -> Iterator[Record]:
         yield row
 
 
-def text_rows(file: IO[str], name: str, *, suffix: str, column: str) -> Iterator[Record | InputError]:
-    """Yield the records of an open file of text by its ``suffix``; in place of a row without a text, its error.
+def _utf8_lines(file: Iterable[str], name: str) -> Iterator[str]:
+    """Yield the lines of a file that was opened with ``surrogateescape``: strictly, an error would name no line."""
+    for number, line in enumerate(file, start=1):
+        if found := _ESCAPED_BYTE.search(line):
+            raise _not_utf8(name, number, ord(found[0]) - 0xDC00)
+        yield line
+
+
+def text_rows(lines: Iterable[str], name: str, *, suffix: str, column: str) -> Iterator[Record | InputError]:
+    """Yield the records of the lines of a file of text by its ``suffix``; in place of a row without a text, its error.
 
     Raises ``InputError`` for what is no CSV, and for ``.json``.
     """
     _check_has_lines(name, suffix)
     if suffix in _JSON_LINES:
-        yield from _json_rows(file, name, column)
+        yield from _json_rows(lines, name, column)
     elif suffix in CSV_SUFFIXES:
-        yield from _csv_rows(file, name, column, "\t" if suffix == ".tsv" else ",")
+        yield from _csv_rows(lines, name, column, "\t" if suffix == ".tsv" else ",")
     else:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(lines, start=1):
             yield _checked({column: line.rstrip("\n")}, name, number, column)
 
 
@@ -92,8 +101,8 @@ def _check_has_lines(name: str, suffix: str) -> None:
         )
 
 
-def _json_rows(file: IO[str], name: str, column: str) -> Iterator[Record | InputError]:
-    for number, line in enumerate(file, start=1):
+def _json_rows(lines: Iterable[str], name: str, column: str) -> Iterator[Record | InputError]:
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:  # JSON that is none, or a number of thousands of digits
@@ -117,10 +126,10 @@ def are_unicode(values: Iterable[object]) -> bool:
     return True
 
 
-def _csv_rows(file: IO[str], name: str, column: str, delimiter: str) -> Iterator[Record | InputError]:
+def _csv_rows(lines: Iterable[str], name: str, column: str, delimiter: str) -> Iterator[Record | InputError]:
     csv.field_size_limit(2**31 - 1)  # the default refuses fields beyond 128 kB
     # Without strict, a quote that nobody closes takes the rows that follow into its field.
-    reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+    reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
     while True:
         try:
             row = dict(next(reader))
@@ -169,10 +178,8 @@ def column_names(path: Path) -> list[str]:
     if path.suffix.lower() == ".parquet":
         return parquet_columns(path, str(path))
     try:
-        with path.open(encoding=TEXT_ENCODING, newline="") as file:
-            return text_columns(file.readline(), str(path), suffix=path.suffix.lower())
-    except UnicodeDecodeError as error:
-        raise _not_text(str(path), error) from error
+        with path.open(encoding=TEXT_ENCODING, errors="surrogateescape", newline="") as file:
+            return text_columns(next(_utf8_lines(file, str(path)), ""), str(path), suffix=path.suffix.lower())
     except OSError as error:
         raise _unreadable(str(path), error) from error
 
@@ -484,19 +491,19 @@ def _pyarrow() -> tuple[Any, Any]:
     return pa, pq
 
 
-def _not_text(name: str, error: UnicodeDecodeError) -> InputError:
-    return InputError(f"{name} must be UTF-8 text, got byte {error.object[error.start]:#x} at {error.start}")
+def _not_utf8(name: str, line: int, byte: int) -> InputError:
+    return InputError(f"{name}:{line} must be UTF-8 text, got byte {byte:#x}")
 
 
 def _unreadable(name: str, error: OSError) -> InputError:
     return InputError(f"{name} must be a readable file, got: {error.strerror or error}")
 
 
-def read_text(path: Path) -> str:
-    """Return the whole text of a UTF-8 file."""
+def decode_text(data: bytes, name: str) -> str:
+    """Return the bytes of a whole file as text, with line breaks of one kind."""
     try:
-        return path.read_text(encoding=TEXT_ENCODING)
+        text = data.decode(TEXT_ENCODING)
     except UnicodeDecodeError as error:
-        raise _not_text(str(path), error) from error
-    except OSError as error:
-        raise _unreadable(str(path), error) from error
+        line = 1 + error.object.count(b"\n", 0, error.start)
+        raise _not_utf8(name, line, error.object[error.start]) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")

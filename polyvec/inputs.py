@@ -89,6 +89,10 @@ def input_files(source: str) -> list[InputFile]:
     fs, path = filesystem(source)
     try:
         info = fs.get_file_info(path)
+        if info.type == FileType.Unknown:
+            raise InputError(
+                f"input must be a file, folder, glob or URL, got {source}, a pipe, which cannot be read again"
+            )
         if info.type == FileType.File:
             return [InputFile(path, path.rsplit("/", 1)[-1], info.size, info.mtime_ns)]
         if info.type == FileType.Directory and path.rstrip("/").endswith(LANCE):

@@ -355,6 +355,7 @@ def test_train_adapter_adds_a_task_that_embed_knows(tmp_path: Path, model_folder
         (["match", "folder", "text"], "folder must be a text or a file, got a folder"),
         (["embed", "notes.txt", "-o", "/proc/x.jsonl"], "files must be readable, or writable, got /proc/"),
         (["embed", "-", "-o", "v"], "got stdin, which cannot be read again"),
+        (["embed", "/dev/null", "-o", "v"], "got /dev/null, a pipe, which cannot be read again"),
         (
             ["embed", "notes.jsonl", "-o", "v", "--keep", "embedding"],
             "which the output has of its own, got 'embedding'",

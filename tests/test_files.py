@@ -62,7 +62,7 @@ def test_stdin_is_read_as_a_file_is(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="latin-1"))
         assert [r["text"] for r in read_records(None)] == texts
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("Käse".encode("latin-1")), encoding="utf-8"))
-    with pytest.raises(InputError, match="stdin must be UTF-8 text, got byte 0xe4 at 1"):
+    with pytest.raises(InputError, match="stdin:1 must be UTF-8 text, got byte 0xe4"):
         list(read_records(None))
 
 
@@ -97,7 +97,9 @@ def test_parquet_gives_its_texts_and_keeps_other_columns(tmp_path: Path) -> None
         ("a.csv", b'text\n"one\ntwo\nthree\n', r"a\.csv:2 must be CSV, got unexpected end of data"),
         ("a.tsv", b'text\tid\n"One" she said\t1\n', r"a\.tsv:2 must be CSV, got '\t' expected after '\"'"),
         ("a.csv", b"text,id\none, two,1\n", r"a\.csv:2 must have a value a column, got more; quote values"),
-        ("a.txt", b"ok\n\xff\n", r"a\.txt must be UTF-8 text, got byte 0xff"),
+        ("a.txt", b"\xef\xbb\xbf" + b"ok\n" * 9999 + b"\xff\n", r"a\.txt:10000 must be UTF-8 text, got byte 0xff"),
+        ("a.csv", b"text\nok\n\xff\n", r"a\.csv:3 must be UTF-8 text, got byte 0xff"),
+        ("a.jsonl", b'"ok"\n"\xff"\n', r"a\.jsonl:2 must be UTF-8 text, got byte 0xff"),
         ("a.parquet", b"PAR?", r"a\.parquet must be a readable Parquet file"),
         ("missing.txt", None, r"missing\.txt must be a readable file, got: No such file"),
     ],

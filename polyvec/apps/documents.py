@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import stat
 import warnings
 import zipfile
 from bisect import bisect_right
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from polyvec.errors import InputError, MissingExtraError, PolyvecError
-from polyvec.files import JSON_SUFFIX, TABLE_SUFFIXES, TEXT_SUFFIXES, as_text, read_records, read_text
+from polyvec.files import JSON_SUFFIX, TABLE_SUFFIXES, TEXT_SUFFIXES, as_text, decode_text, read_records
 from polyvec.search.store import Passage
 from polyvec.text.chunking import Span
 
@@ -76,12 +77,13 @@ def read_documents(
     name = source or str(path)
     suffix = path.suffix.lower()
     try:
-        size = path.stat().st_size
+        found_file = path.stat()
     except OSError as error:
         raise InputError(f"{path} must be a readable file, got: {error.strerror or error}") from error
+    size = found_file.st_size
     if size > max_megabytes * 1e6:
         raise InputError(f"{path} must be at most {max_megabytes:g} MB, got {size / 1e6:.0f}; see --max-megabytes")
-    if size == 0:
+    if size == 0 and stat.S_ISREG(found_file.st_mode):  # the size of a pipe says nothing
         raise InputError(f"{path} must hold text, got an empty file")
     found = False
     if suffix in (*TABLE_SUFFIXES, JSON_SUFFIX):
@@ -143,14 +145,18 @@ _Parsed = tuple[str, Sequence[int], Sequence[tuple[int, str]]]
 
 
 def _read_plain(path: Path, max_megabytes: float) -> _Parsed:
-    _check_not_binary(path)
-    return read_text(path), (), ()
+    return decode_text(_bytes_of_text(path, max_megabytes), str(path)), (), ()
 
 
-def _check_not_binary(path: Path) -> None:
+def _bytes_of_text(path: Path, max_megabytes: float) -> bytes:
+    """Return the bytes of a file, which are read once: it may be a pipe."""
     with path.open("rb") as file:
-        if b"\0" in file.read(1 << 16):
-            raise InputError(f"{path} must be text, got a binary file")
+        data = file.read(int(max_megabytes * 1e6) + 1)
+    if len(data) > max_megabytes * 1e6:
+        raise InputError(f"{path} must be at most {max_megabytes:g} MB, got more; see --max-megabytes")
+    if b"\0" in data:
+        raise InputError(f"{path} must be text, got a binary file")
+    return data
 
 
 def _read_markdown(path: Path, max_megabytes: float) -> _Parsed:
@@ -173,10 +179,10 @@ def _read_html(path: Path, max_megabytes: float) -> _Parsed:
         from bs4.element import NavigableString
     except ImportError as error:
         raise MissingExtraError.of("HTML", "search") from error
-    _check_not_binary(path)
+    data = _bytes_of_text(path, max_megabytes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its guesses at what else the file could be
-        soup = BeautifulSoup(path.read_bytes(), "html.parser")
+        soup = BeautifulSoup(data, "html.parser")
     for line_break in soup.find_all("br"):
         line_break.replace_with("\n")
     # Comments and the content of scripts and styles are strings of other types.

@@ -112,6 +112,9 @@ class Index:
         moves: list[tuple[str, str]] = []
         by_digest = {known[source]: source for source in gone}
         for source, path in found.items():
+            if path.exists() and not path.is_file():
+                report.failed.append(f"{path} must be a file that can be read again, got a pipe; save it in a file")
+                continue
             try:
                 digest = _digest(path, column)
             except OSError as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,29 @@ def test_rows_of_a_table_are_documents_with_the_other_columns(tmp_path: Path) ->
     assert documents[1].passage((7, 12)).line == 3  # the row, wherever in its text
 
 
+def test_bytes_that_are_no_text_are_found_wherever_they_are(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"a " * 100_000 + b"\0")
+    with pytest.raises(InputError, match="must be text, got a binary file"):
+        list(read_documents(tmp_path / "a.txt"))
+
+
+def test_a_pipe_is_read_once_and_to_its_limit(tmp_path: Path) -> None:
+    def piped(data: bytes, **options: float) -> list[str]:
+        os.mkfifo(tmp_path / "pipe")
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit((tmp_path / "pipe").write_bytes, data)
+            try:
+                return [document.text for document in read_documents(tmp_path / "pipe", **options)]
+            finally:
+                (tmp_path / "pipe").unlink()
+
+    assert piped(b"one\r\ntwo") == ["one\ntwo"]
+    with pytest.raises(InputError, match="must hold text, got none"):
+        piped(b"")
+    with pytest.raises(InputError, match=r"must be at most 0\.001 MB, got more"):
+        piped(b"one " * 300, max_megabytes=0.001)
+
+
 def test_the_other_columns_are_texts_in_the_words_of_json(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "Bread.", "old": true, "by": {"a": [1, null]}, "tags": ["ä"], "n": 1.5, "none": null}')
@@ -120,7 +145,7 @@ def test_the_other_columns_are_texts_in_the_words_of_json(tmp_path: Path) -> Non
         ("a.txt", b"", "must hold text, got an empty file"),
         ("a.txt", b" \n--\n", "must hold text, got none"),
         ("a.md", b"a\0b", "must be text, got a binary file"),
-        ("a.txt", b"caf\xe9", "must be UTF-8 text, got byte 0xe9"),
+        ("a.txt", b"a\r\n\ncaf\xe9", r"a\.txt:3 must be UTF-8 text, got byte 0xe9"),
         ("a.txt", b"x" * 2000, r"must be at most 0\.001 MB, got 0"),
         ("a.pdf", b"%PDF-1.4 oops", "must be a whole pdf file, got PdfStreamError"),
         ("a.docx", b"PK oops", "must be a whole docx file, got BadZipFile"),

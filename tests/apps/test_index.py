@@ -105,6 +105,8 @@ def test_a_bad_file_is_told_and_the_rest_goes_on(index: Index, docs: Path) -> No
     assert index.search("cat", mode="text")  # what was read last stays
     (docs / "zero.txt").write_text("one \u200b\u200b")
     assert str(index.update([docs / "zero.txt"])) == "1 added"
+    os.mkfifo(docs / "pipe")  # which nobody would ever open to write
+    assert "pipe must be a file that can be read again" in index.update([docs / "pipe"]).failed[0]
     if sys.platform == "linux":  # others have no such names
         Path(os.fsdecode(os.fsencode(docs) + b"/caf\xe9.txt")).write_text("coffee")
         report = index.update([docs])
