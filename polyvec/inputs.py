@@ -77,10 +77,11 @@ class InputFile:
         return io.TextIOWrapper(stream, encoding=TEXT_ENCODING, errors="surrogateescape", newline=newline)
 
 
-def input_files(source: str) -> list[InputFile]:
-    """Return the files of a path, folder, glob or URL, in order of name; hidden ones are left out.
+def input_files(source: str, left_out: list[str] | None = None) -> list[InputFile]:
+    """Return the files of a path, folder, glob or URL, in order of name.
 
-    Raises ``InputError`` where there is none that polyvec reads.
+    In a folder or glob, files and folders whose names begin with a dot or ``_`` are left out, as Arrow and Spark do;
+    those with ``_`` are added to ``left_out``. Raises ``InputError`` where there is none that polyvec reads.
     """
     from pyarrow.fs import FileType
 
@@ -98,11 +99,11 @@ def input_files(source: str) -> list[InputFile]:
         if info.type == FileType.Directory and path.rstrip("/").endswith(LANCE):
             return [InputFile(source.rstrip("/"), path.rstrip("/").rsplit("/", 1)[-1], 0, info.mtime_ns)]
         if info.type == FileType.Directory:
-            found = list(_below(fs, path, re.compile(".*", re.DOTALL)))
+            found = list(_below(fs, path, re.compile(".*", re.DOTALL), left_out))
         elif any(c in path for c in "*?["):
             base = re.split(r"[*?\[]", path)[0].rsplit("/", 1)[0]
             # Of fnmatch, whose star crosses folders; ** reads as *.
-            found = list(_below(fs, base, re.compile(translate(path[len(base) + 1 :].replace("**", "*")))))
+            found = list(_below(fs, base, re.compile(translate(path[len(base) + 1 :].replace("**", "*"))), left_out))
         else:
             raise InputError(f"input must be a file, folder, glob or URL, got {source}, which is not there")
     except OSError as error:
@@ -117,15 +118,19 @@ def input_files(source: str) -> list[InputFile]:
 _SUFFIXES = (*TEXT_SUFFIXES, *TABLE_SUFFIXES)
 
 
-def _below(fs: Any, base: str, pattern: re.Pattern[str]) -> Iterator[InputFile]:
+def _below(fs: Any, base: str, pattern: re.Pattern[str], left_out: list[str] | None) -> Iterator[InputFile]:
     from pyarrow.fs import FileSelector, FileType
 
     for info in fs.get_file_info(FileSelector(base, recursive=True, allow_not_found=True)):
         name = info.path[len(base) :].lstrip("/")
         file = InputFile(info.path, name, info.size or 0, info.mtime_ns)
-        is_hidden = any(part.startswith((".", "_")) for part in name.split("/"))
-        if info.type == FileType.File and not is_hidden and file.suffix in _SUFFIXES and pattern.fullmatch(name):
+        parts = name.split("/")
+        if info.type != FileType.File or file.suffix not in _SUFFIXES or not pattern.fullmatch(name):
+            continue
+        if not any(part.startswith((".", "_")) for part in parts):
             yield file
+        elif left_out is not None and not any(part.startswith(".") for part in parts):
+            left_out.append(name)
 
 
 def input_columns(fs: Any, file: InputFile) -> list[str]:

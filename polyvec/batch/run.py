@@ -95,7 +95,8 @@ def prepare(
             f"output must be of the same model, task and options, got {output} with other {', '.join(news)}; "
             "choose another folder, or let --replace make all of it anew"
         )
-    fs, files = _files(job, folder)
+    left_out: list[str] = []
+    fs, files = _files(job, folder, left_out)
     units = units_of(fs, files)
     plan = make_plan(units, place.facts(fs, units, job), job)
     committed = {receipt["part"]: receipt for receipt in (manifest or {}).get("parts", [])}
@@ -109,13 +110,21 @@ def prepare(
         del done[name]
     if again:
         news.append(f"more memory: {len(again)} of {len(plan.parts)} parts hold texts that needed it")
+    if left_out:
+        more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+        news.append(f"left out {min(left_out)}{more}: names that begin with _ are hidden")
     return Prepared(job, folder, fs, plan, done, news)
 
 
-def _files(job: Job, folder: Folder) -> tuple[Any, list[InputFile]]:
-    """Return the file system and the files of the input, without those of an output that lies in it."""
+def _files(job: Job, folder: Folder, left_out: list[str]) -> tuple[Any, list[InputFile]]:
+    """Return the file system and the files of the input, without those of an output that lies in it.
+
+    Names of hidden files that no job made are added to ``left_out``.
+    """
     fs, _ = filesystem(job.source)
-    files = input_files(job.source)
+    hidden: list[str] = []
+    files = input_files(job.source, hidden)
+    left_out += [name for name in hidden if not {WORK, REJECTS} & set(name.split("/"))]
     if fs == folder.fs:
         own = _real_path(fs, folder.path)
         files = [file for file in files if own not in (path := _real_path(fs, file.path), os.path.dirname(path))]

@@ -111,6 +111,15 @@ def test_late_chunking_gives_a_row_for_each_chunk(tmp_path: Path, embed: Embed, 
     np.testing.assert_allclose(vectors(output.table), flat, atol=1 if dtype in ("int8",) else 1e-3)
 
 
+def test_files_whose_names_begin_with_an_underscore_are_left_out_and_told(tmp_path: Path, plan: Plan) -> None:
+    for name in ("a.jsonl", "_b.jsonl", "_c/d.jsonl", ".e.jsonl", "old/_rejects.jsonl", "_work/f.jsonl", "_g.bin"):
+        write(tmp_path / "in" / name)
+    ready = plan(tmp_path / "in", tmp_path / "out")
+    assert [unit.file.name for unit in ready.plan.units] == ["a.jsonl"]
+    assert ready.news == ["left out _b.jsonl and 1 more: names that begin with _ are hidden"]
+    assert plan(f"{tmp_path}/in/a*.jsonl", tmp_path / "out").news == []
+
+
 @pytest.mark.parametrize("late_chunking", ["sentence", 4])
 def test_a_text_without_a_chunk_is_set_aside(tmp_path: Path, embed: Embed, late_chunking: Any) -> None:
     texts = ["One. Two.", "", "Three.", "Four.", "Five.", " \n", "Six.", "", "Seven."]  # one part lends the empty one
