@@ -93,6 +93,8 @@ class Index:
         of it from before stays. Passages of files that ``paths`` name, or that lay in folders they name, and that are
         gone are removed.
         """
+        if isinstance(paths, (str, os.PathLike)):  # whose letters would be paths too, and "/" is one of them
+            raise InputError(f"paths must be a list of files and folders, got {paths!r} alone; put it into a list")
         report = Report()
         roots = [Path(path) for path in paths]
         names = tuple(source_name(root) for root in roots)

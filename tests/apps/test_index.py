@@ -37,6 +37,14 @@ def rows(index: Index) -> list[tuple[object, ...]]:
     return sorted(tuple(map(repr, row.values())) for row in table)
 
 
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_path_that_is_in_no_list_is_refused_and_not_read_letter_by_letter(
+    index: Index, docs: Path, kind: type[str | Path]
+) -> None:
+    with pytest.raises(InputError, match="paths must be a list of files and folders, got .* put it into a list"):
+        index.update(kind(docs))  # type: ignore[arg-type]
+
+
 def test_the_database_follows_its_files(index: Index, docs: Path) -> None:
     assert str(index.update([docs])) == "2 added"
     assert str(index.update([docs, docs / "cat.txt"])) == "2 unchanged"
