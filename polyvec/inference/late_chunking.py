@@ -55,11 +55,16 @@ def chunk_spans(chunking: LateChunking, text: str, encoding: Encoding) -> list[S
 def window_states(engine: Engine, encoding: Encoding, adapter_id: int, *, max_tokens: int) -> Iterator[TokenStates]:
     """Yield the states of a text beyond the context, window by window; together they are n, each token once.
 
-    Each window opens with ``<s>`` and the prompt and closes with ``</s>``, as the model was trained to read.
+    Each window opens with ``<s>`` and the prompt and closes with ``</s>``, as the model was trained to read. Raises
+    ``InputError`` for a prompt that leaves no room for the text.
     """
     ids, prefix = encoding.input_ids, encoding.num_prefix_tokens
     head, body, tail = ids[:prefix], ids[prefix:-1], ids[-1:]
     size = max_tokens - prefix - 1
+    if size < 1:
+        raise InputError(
+            f"prompt must leave room for the text in {max_tokens} tokens, got {prefix - 1} tokens; shorten it"
+        )
     plan = windows(len(body), size, min(_WINDOW_OVERLAP, size // 2))
     for number, (first, stop, kept) in enumerate(plan):
         batch = Batch.of([np.concatenate((head, body[first:stop], tail))], [adapter_id])

@@ -88,6 +88,12 @@ def test_a_task_is_its_adapter_with_its_prompt(embedder: Embedder) -> None:
     np.testing.assert_allclose(embedder.encode(prompt + "router", task="retrieval.query", prompt=""), task, atol=1e-6)
 
 
+@pytest.mark.parametrize("late_chunking", [None, "sentence"])
+def test_a_prompt_that_fills_the_context_is_refused(embedder: Embedder, late_chunking: Any) -> None:
+    with pytest.raises(InputError, match="must leave room .* shorten"):
+        embedder.encode("the router", prompt=LONG, late_chunking=late_chunking)
+
+
 def test_shapes_follow_the_input(embedder: Embedder) -> None:
     assert embedder.encode("one").shape == (32,)
     assert embedder.encode(["one"]).shape == (1, 32)
