@@ -23,8 +23,10 @@ _BLOCK = 2048  # rows of each side that meet at once: 16 MB of cosines
 def best_partners(first: Vectors, second: Vectors, *, top: int) -> Iterator[Pair]:
     """Yield, for each row of ``first`` (A, M) in order, its ``top`` rows of ``second`` (B, M), best first.
 
-    Rows have unit length. Of equal cosines the earlier row comes first.
+    Rows have unit length. Of equal cosines the earlier row comes first. Raises ``InputError`` for rows of whole
+    numbers.
     """
+    _check_rows(first, second)
     if top < 1:
         raise InputError(f"top must be at least 1, got {top}")
     for start in range(0, len(first), _BLOCK):
@@ -46,17 +48,31 @@ def best_partners(first: Vectors, second: Vectors, *, top: int) -> Iterator[Pair
 def near_pairs(first: Vectors, second: Vectors | None = None, *, threshold: float) -> Iterator[Pair]:
     """Yield every pair of a row of ``first`` (A, M) and one of ``second`` (B, M) with a cosine from ``threshold`` on.
 
-    Without ``second``, pairs of two different rows of ``first``, each pair once.
+    Without ``second``, pairs of two different rows of ``first``, each pair once. Rows have unit length. Raises
+    ``InputError`` for rows of whole numbers.
     """
     if not -1 <= threshold <= 1:
         raise InputError(f"threshold must be a cosine between -1 and 1, got {threshold}")
     others = first if second is None else second
+    _check_rows(first, others)
     for start in range(0, len(first), _BLOCK):
         for begin in range(start if second is None else 0, len(others), _BLOCK):
             cosines = first[start : start + _BLOCK] @ others[begin : begin + _BLOCK].T
             for i, j in np.argwhere(cosines >= threshold):
                 if second is not None or start + i < begin + j:
                     yield float(cosines[i, j]), start + int(i), begin + int(j)
+
+
+def _check_rows(first: Vectors, second: Vectors) -> None:
+    """Raise ``InputError`` unless both are rows of floats of one width: products of 8 bits overflow without a word."""
+    sides = (first, second)
+    is_float = all(np.issubdtype(side.dtype, np.floating) and side.ndim == 2 for side in sides)
+    if not is_float or first.shape[1] != second.shape[1]:
+        got = " and ".join(f"{side.dtype} {side.shape}" for side in sides)
+        raise InputError(
+            f"vectors must be rows of floats of one width, got {got}; "
+            "those of dtype int8 or of bits go through polyvec.inference.quantize.as_unit first"
+        )
 
 
 def threshold_for(cosines: Vectors, is_match: NDArray[np.bool_], *, precision: float) -> float:

@@ -35,6 +35,14 @@ def test_near_pairs_are_all_pairs_from_the_threshold_on() -> None:
     assert sorted(within) == list(map(tuple, np.argwhere(np.triu(FIRST @ FIRST.T, 1) >= 0.7).tolist())) and within
 
 
+@pytest.mark.parametrize("rows", [(FIRST * 127).astype(np.int8), FIRST[0], FIRST[:, :3]])
+def test_rows_whose_products_are_no_cosines_are_refused(rows: np.ndarray) -> None:
+    with pytest.raises(InputError, match="rows of floats of one width, got .*as_unit first"):
+        next(best_partners(rows, SECOND, top=1))
+    with pytest.raises(InputError, match="rows of floats of one width, got .*as_unit first"):
+        next(near_pairs(rows, SECOND, threshold=0.5))
+
+
 def test_a_threshold_holds_the_precision_that_was_asked_for() -> None:
     cosines = np.array([0.9, 0.8, 0.8, 0.6, 0.5], np.float32)
     is_match = np.array([True, True, False, True, False])
