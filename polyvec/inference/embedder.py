@@ -242,8 +242,17 @@ class Embedder:
     def convert(
         self, vectors: NDArray[np.float32], *, dimensions: int | None = None, dtype: str = "float32"
     ) -> NDArray[Any]:
-        """Return full-width float32 vectors (B, D) of this model as ``encode`` gives them at a width and dtype."""
+        """Return full-width float32 vectors (B, D) of this model as ``encode`` gives them at a width and dtype.
+
+        Raises ``InputError`` for vectors of another shape or of whole numbers.
+        """
         width = self._check_width(dimensions)
+        size = self.config.hidden_size
+        if not np.issubdtype(vectors.dtype, np.floating) or vectors.ndim != 2 or vectors.shape[1] != size:
+            raise InputError(
+                f"vectors must be rows of {size} floats, got {vectors.dtype} {vectors.shape}; "
+                "pass what encode gives for a list of texts without dimensions and dtype"
+            )
         check_output_type(dtype, width, self._ranges)
         return quantize(unit(vectors[:, :width]), dtype, self._ranges)
 

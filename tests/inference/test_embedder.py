@@ -79,6 +79,12 @@ def test_a_narrow_vector_is_the_cut_and_rescaled_wide_one(embedder: Embedder) ->
     np.testing.assert_allclose(narrow, wide[:8] / np.linalg.norm(wide[:8]), atol=1e-6)
 
 
+@pytest.mark.parametrize("vectors", [np.ones((2, 16), np.float32), np.ones(32, np.float32), np.ones((2, 32), np.int8)])
+def test_what_is_no_row_of_full_width_is_not_converted(embedder: Embedder, vectors: Any) -> None:
+    with pytest.raises(InputError, match="vectors must be rows of 32 floats, got .*; pass what encode gives"):
+        embedder.convert(vectors, dimensions=8)
+
+
 def test_a_task_is_its_adapter_with_its_prompt(embedder: Embedder) -> None:
     prompt = embedder.config.prompts["retrieval.query"]
     task = embedder.encode("router", task="retrieval.query")
