@@ -444,6 +444,11 @@ def _check_finite(vectors: NDArray[np.float32], numbers: Sequence[int]) -> None:
 def _iterate(texts: Iterable[str]) -> Iterator[str]:
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
         raise InputError(f"texts must be a str or an iterable of str, got {type(texts).__name__}")
+    # What would be read without complaint: a mapping's keys, a data frame's names of columns, a set in any order.
+    if isinstance(texts, (Mapping, set, frozenset)) or getattr(texts, "ndim", 1) != 1:
+        raise InputError(
+            f"texts must be in one order and one dimension, got {type(texts).__name__}; pass a list, or one column"
+        )
     return iter(texts)
 
 

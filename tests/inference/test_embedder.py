@@ -328,6 +328,20 @@ def test_bad_options_are_named(embedder: Embedder, options: dict[str, Any], mess
         embedder.encode(["one", "two"], **options)
 
 
+@pytest.mark.parametrize("texts", [{"a": 1}, {"a", "b"}, np.array([["a", "b"]]), np.array("a")])
+def test_texts_in_no_order_or_in_more_than_one_dimension_are_refused(embedder: Embedder, texts: Any) -> None:
+    with pytest.raises(InputError, match=r"texts must be in one order and one dimension, got (dict|set|ndarray); pass"):
+        embedder.encode(texts)
+
+
+def test_the_columns_of_a_data_frame_are_no_texts_and_one_column_is(embedder: Embedder) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"text": ["the router", "night"], "id": [1, 2]})
+    with pytest.raises(InputError, match="got DataFrame; pass a list, or one column"):
+        embedder.encode(frame)
+    np.testing.assert_array_equal(embedder.encode(frame["text"]), embedder.encode(["the router", "night"]))
+
+
 @pytest.mark.parametrize("texts", [None, 5, b"bytes", ["ok", None], [["nested"]]])
 def test_what_is_no_text_is_an_error(embedder: Embedder, texts: Any) -> None:
     with pytest.raises(InputError, match="must be a str"):
