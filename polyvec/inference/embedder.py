@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -298,18 +299,19 @@ class Embedder:
     def _stream(self, texts: Iterator[tuple[str, Task]], options: _Options, progress: _Progress) -> Iterator[Embedding]:
         numbered = 0
         num_cut = 0
-        with progress:
-            for rows in self._tokenised(texts, options):
-                numbered += len(rows)
-                num_cut += sum(row.tokens.truncated for row in rows)
-                yield from self._embed_block(rows, options, progress)
-        if num_cut:
-            warnings.warn(
-                f"{num_cut} of {numbered} texts were longer than {self.max_tokens} tokens and lost their tails; "
-                "use late_chunking to read all of them, or truncate=False to make this an error",
-                TruncationWarning,
-                stacklevel=2,
-            )
+        try:
+            with progress:
+                for rows in self._tokenised(texts, options):
+                    numbered += len(rows)
+                    num_cut += sum(row.tokens.truncated for row in rows)
+                    yield from self._embed_block(rows, options, progress)
+        finally:  # also where nobody asks on: zip stops at the end of its first side
+            if num_cut:
+                _warn(
+                    f"{num_cut} of {numbered} texts were longer than {self.max_tokens} tokens and lost their tails; "
+                    "use late_chunking to read all of them, or truncate=False to make this an error",
+                    TruncationWarning,
+                )
 
     def _tokenised(self, texts: Iterator[tuple[str, Task]], options: _Options) -> Iterator[list[_Row]]:
         """Yield the rows of block after block. Beside a device the next block's are made while it computes this one's;
@@ -403,10 +405,9 @@ class Embedder:
                 f"trained widths are {', '.join(map(str, self.dimensions))}"
             )
         if dimensions not in self.dimensions:
-            warnings.warn(
+            _warn(
                 f"dimensions {dimensions} is not a trained width; these are {', '.join(map(str, self.dimensions))}",
                 UntrainedDimensionWarning,
-                stacklevel=3,
             )
         return dimensions
 
@@ -420,6 +421,15 @@ def _too_large(row: _Row) -> TextTooLargeError:
         f"texts[{row.number}] must fit into memory, got {len(row.tokens)} tokens that do not; "
         "free memory, cut the text, or use a smaller model"
     )
+
+
+def _warn(message: str, category: type[Warning]) -> None:
+    """Warn of the line of the program that called polyvec. Python shows a warning once a line: at a line of ours, the
+    second text that is cut would be lost in silence."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == "polyvec":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 def _check_same_model(folder: Path, config: ModelConfig, found: ModelConfig) -> None:

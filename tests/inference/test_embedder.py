@@ -108,6 +108,23 @@ def test_shapes_follow_the_input(embedder: Embedder) -> None:
     assert embedder.encode([], dtype="binary").shape == (0, 4)
 
 
+def test_a_warning_is_of_the_callers_line_so_each_line_is_warned_once(embedder: Embedder) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        embedder.encode(LONG, dimensions=7)
+        embedder.encode(LONG, dimensions=7)
+        list(embedder.encode_stream([LONG], dimensions=7))
+        embedder.convert(np.ones((1, 32), np.float32), dimensions=7)
+    assert [w.category for w in caught] == [UntrainedDimensionWarning, TruncationWarning] * 3 + [caught[0].category]
+    assert {w.filename for w in caught} == {__file__} and len({w.lineno for w in caught}) == 4
+
+
+def test_a_cut_text_warns_where_nobody_asks_for_the_end_of_the_stream(embedder: Embedder) -> None:
+    texts = ["router", LONG]
+    with pytest.warns(TruncationWarning, match="1 of 2 texts"):
+        assert len(list(zip(texts, embedder.encode_stream(texts), strict=False))) == 2
+
+
 def test_a_stream_is_read_as_it_is_written(embedder: Embedder) -> None:
     read = 0
 
