@@ -36,6 +36,7 @@ from polyvec.inference.late_chunking import (
     check_chunking,
     chunk_means,
     chunk_spans,
+    is_whole,
     window_states,
 )
 from polyvec.inference.passes import Outputs, Passes, RowTooLargeError, TokenRow
@@ -226,11 +227,11 @@ class Embedder:
         """
         width = self._check_width(dimensions)
         check_output_type(dtype, width, self._ranges)
-        if batch_tokens is not None and batch_tokens < 1:
-            raise InputError(f"batch_tokens must be at least 1, got {batch_tokens}")
+        if batch_tokens is not None and not (is_whole(batch_tokens) and batch_tokens >= 1):
+            raise InputError(f"batch_tokens must be a whole number from 1, got {batch_tokens!r}")
         check_chunking(late_chunking)
         source = _iterate(texts)
-        if task is None or isinstance(task, str):
+        if task is None or isinstance(task, str) or not isinstance(task, Iterable):
             rows: Iterator[tuple[str, Task]] = zip(
                 source, itertools.repeat(resolve_task(task, self.config.prompts, prompt=prompt)), strict=False
             )
@@ -399,7 +400,7 @@ class Embedder:
         largest = self.config.hidden_size
         if dimensions is None:
             return largest
-        if isinstance(dimensions, bool) or not isinstance(dimensions, int) or not 1 <= dimensions <= largest:
+        if not is_whole(dimensions) or not 1 <= dimensions <= largest:
             raise InputError(
                 f"dimensions must be a whole number between 1 and {largest}, got {dimensions!r}; "
                 f"trained widths are {', '.join(map(str, self.dimensions))}"
@@ -409,7 +410,7 @@ class Embedder:
                 f"dimensions {dimensions} is not a trained width; these are {', '.join(map(str, self.dimensions))}",
                 UntrainedDimensionWarning,
             )
-        return dimensions
+        return int(dimensions)
 
     def _read_ranges(self) -> dict[int, float]:
         path = self.folder / _RANGES_FILE

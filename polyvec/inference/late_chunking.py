@@ -6,7 +6,8 @@ Shape letters: n tokens of a text, D width, C chunks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, TypeAlias
+from numbers import Integral
+from typing import Literal, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,17 +27,23 @@ TokenStates: TypeAlias = tuple[NDArray[np.float32], int]
 _WINDOW_OVERLAP = 512  # tokens of context that a later window re-reads (arXiv 2409.04701, section 3.4)
 
 
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether ``value`` is a whole number, of NumPy too; a truth value is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def check_chunking(chunking: LateChunking | None) -> None:
     """Raise ``InputError`` unless ``chunking`` is one of the ways to chunk, or None."""
-    if chunking is None or chunking == "sentence" or callable(chunking):
-        return
-    if isinstance(chunking, int) and not isinstance(chunking, bool) and chunking >= 1:
-        return
-    if isinstance(chunking, Sequence) and not isinstance(chunking, str):
-        return
-    raise InputError(
-        f"late_chunking must be 'sentence', a number of tokens from 1, spans, or a function, got {chunking!r}"
-    )
+    if isinstance(chunking, str):
+        is_known = chunking == "sentence"
+    elif is_whole(chunking):
+        is_known = chunking >= 1
+    else:
+        is_known = chunking is None or callable(chunking) or isinstance(chunking, Sequence)
+    if not is_known:
+        raise InputError(
+            f"late_chunking must be 'sentence', a number of tokens from 1, spans, or a function, got {chunking!r}"
+        )
 
 
 def chunk_spans(chunking: LateChunking, text: str, encoding: Encoding) -> list[Span]:
@@ -46,9 +53,9 @@ def chunk_spans(chunking: LateChunking, text: str, encoding: Encoding) -> list[S
         # A tokenizer may drop what Python does not call whitespace, such as a line of zero-width spaces.
         ranges = token_ranges(encoding.offsets[encoding.num_prefix_tokens : -1], spans)
         return [span for span, (start, stop) in zip(spans, ranges, strict=True) if start < stop]
-    if isinstance(chunking, int):
+    if is_whole(chunking):
         return fixed_spans(encoding.offsets[encoding.num_prefix_tokens : -1], chunking)
-    assert not isinstance(chunking, str)
+    assert not isinstance(chunking, (str, int))
     return check_spans(chunking(text) if callable(chunking) else chunking, len(text))
 
 

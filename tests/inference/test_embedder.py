@@ -331,9 +331,15 @@ def test_a_later_window_reopens_with_its_frame_and_prompt(torch_embedder: Embedd
         ({"dtype": "int4"}, "dtype must be one of"),
         ({"dtype": "int8"}, "needs calibrated ranges"),
         ({"dtype": "binary", "dimensions": 4}, "multiple of 8"),
+        ({"task": 5}, "task must be one of .* got 5"),
+        ({"dimensions": True}, "whole number"),
         ({"batch_tokens": 0}, "batch_tokens"),
+        ({"batch_tokens": "8"}, "batch_tokens must be a whole number from 1, got '8'"),
+        ({"batch_tokens": 1.5}, "batch_tokens must be a whole number from 1, got 1.5"),
         ({"late_chunking": 0}, "late_chunking"),
         ({"late_chunking": "paragraph"}, "late_chunking"),
+        ({"late_chunking": True}, "late_chunking"),
+        ({"late_chunking": np.array([[0, 2], [2, 3]])}, "late_chunking must be 'sentence', .* got array"),
         ({"late_chunking": [(0, 2)]}, "belong to one text"),
         ({"task": ["separation"]}, "one per text, got more texts than tasks: tasks end at 1"),
         ({"task": ["separation"] * 3}, "got more tasks than texts"),
@@ -343,6 +349,13 @@ def test_a_later_window_reopens_with_its_frame_and_prompt(torch_embedder: Embedd
 def test_bad_options_are_named(embedder: Embedder, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         embedder.encode(["one", "two"], **options)
+
+
+def test_whole_numbers_may_be_those_of_numpy(embedder: Embedder) -> None:
+    eight, wide = np.int64(8), np.int32(400)
+    found = embedder.encode("the router", dimensions=eight, late_chunking=eight, batch_tokens=wide)
+    np.testing.assert_array_equal(found.vectors, embedder.encode("the router", dimensions=8, late_chunking=8).vectors)
+    assert embedder.fingerprint(dimensions=eight) == embedder.fingerprint(dimensions=8)
 
 
 @pytest.mark.parametrize("texts", [{"a": 1}, {"a", "b"}, np.array([["a", "b"]]), np.array("a")])
