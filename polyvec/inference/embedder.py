@@ -388,8 +388,11 @@ class Embedder:
     def _chunk(self, row: _Row, parts: Iterable[TokenStates], options: _Options) -> Embedding:
         assert options.chunking is not None
         encoding = placed(row.tokens)
-        spans = chunk_spans(options.chunking, row.text, encoding)
-        means = chunk_means(parts, encoding, spans, width=self.config.hidden_size)
+        try:
+            spans = chunk_spans(options.chunking, row.text, encoding)
+            means = chunk_means(parts, encoding, spans, width=self.config.hidden_size)
+        except InputError as error:
+            raise InputError(f"texts[{row.number}] must be one that can be chunked, got: {error}") from error
         _check_finite(means, [row.number] * len(means))
         return Embedding(None, row.task.name, len(row.tokens), 0, Chunks(spans, self._finish(means, options)))
 

@@ -6,7 +6,8 @@ Shape letters: C chunks in a text, n tokens.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from operator import index
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,11 +112,15 @@ def fixed_spans(offsets: NDArray[np.int32], size: int) -> list[Span]:
 def check_spans(spans: Sequence[Span], length: int) -> list[Span]:
     """Return the spans as pairs of ints. Raises ``InputError`` unless each is a non-empty part of the text."""
     checked = []
+    if not isinstance(spans, Iterable):
+        raise InputError(f"late_chunking must give spans, got {type(spans).__name__}; return a list of (start, end)")
     for i, span in enumerate(spans):
         try:
-            start, end = (int(edge) for edge in span)
+            start, end = map(index, span)
         except (TypeError, ValueError) as error:
-            raise InputError(f"late_chunking[{i}] must be a (start, end) pair of characters, got {span!r}") from error
+            raise InputError(
+                f"late_chunking[{i}] must be a (start, end) pair of characters, whole numbers, got {span!r}"
+            ) from error
         if not 0 <= start < end <= length:
             raise InputError(
                 f"late_chunking[{i}] must lie in the text's {length} characters and not be empty, got ({start}, {end})"

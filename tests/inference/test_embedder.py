@@ -293,6 +293,24 @@ def test_text_beyond_the_context_is_chunked_to_its_end(embedder: Embedder) -> No
     assert np.abs(np.linalg.norm(chunks.vectors, axis=1) - 1).max() < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        (lambda text: [(0, 9)], r"texts\[2\] must be .* got: late_chunking\[0\] must lie in the text's 5 characters"),
+        (
+            lambda text: None if text == "night" else [(0, 3)],
+            r"texts\[2\] .* must give spans, got NoneType; return a list",
+        ),
+        (lambda text: [(0, 2.5)], r"texts\[0\] .* whole numbers, got \(0, 2.5\)"),
+    ],
+)
+def test_spans_that_do_not_fit_are_told_with_the_number_of_their_text(
+    embedder: Embedder, cut: Any, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        embedder.encode(["the router", "the train", "night"], late_chunking=cut)
+
+
 def test_chunks_need_tokens_that_know_their_places(embedder: Embedder) -> None:
     text = "The router is new. It is blue."
     tokens = embedder.tokenizer.tokens_batch([text], [""])
