@@ -407,6 +407,19 @@ def test_a_model_that_is_nowhere_is_an_error(model: str | Path) -> None:
         Embedder(model)
 
 
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+@pytest.mark.parametrize("threads", [0, -1, "2"])
+def test_threads_are_a_number_from_one(model_folder: Path, engine: str, threads: Any) -> None:
+    with pytest.raises(InputError, match="threads must be a whole number from 1, got .*; leave it out"):
+        Embedder(model_folder, engine=engine, threads=threads)
+
+
+@pytest.mark.parametrize("device", ["bogus", "cuda:99", "xpu"])
+def test_a_device_that_is_not_here_is_named(model_folder: Path, device: str) -> None:
+    with pytest.raises(InputError, match=f"device must be one that torch finds here, got '{device}' .*; leave it out"):
+        Embedder(model_folder, device=device)
+
+
 def test_fingerprints_tell_apart_what_makes_vectors_differ(embedder: Embedder, mini: Embedder) -> None:
     prints = {
         embedder.fingerprint(),

@@ -20,6 +20,8 @@ def open_engine(folder: Path, config: ModelConfig, engine: str, *, device: str |
     """
     if engine not in ENGINES:
         raise InputError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise InputError(f"threads must be a whole number from 1, got {threads!r}; leave it out for all cores")
     if engine == "auto":
         wants_cpu = device in (None, "cpu")
         if wants_cpu and any((folder / name).exists() for name in GRAPH_FILES.values()):

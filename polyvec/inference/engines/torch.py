@@ -36,6 +36,17 @@ _PROBE_TOKENS = 512
 _Outputs: TypeAlias = tuple[Tensor, "torch.cuda.Event | None"]
 
 
+def _find_device(name: str | None) -> torch.device:
+    """Return the device called ``name``; without a name CUDA, or the CPU where there is none."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises the second where it was built without CUDA
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"device must be one that torch finds here, got {name!r} ({reason}); leave it out") from error
+    return device
+
+
 class TorchEngine:
     """An encoder on a device. ``device`` defaults to CUDA where there is one.
 
@@ -64,7 +75,7 @@ class TorchEngine:
         merged_task: str | None = "auto",
         threads: int | None = None,
     ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _find_device(device)
         is_cuda = self.device.type == "cuda"
         if dtype == "float8":
             float8.check_device(self.device)
