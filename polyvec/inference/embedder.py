@@ -267,12 +267,13 @@ class Embedder:
         prompt: str | None = None,
     ) -> str:
         """Return 16 hex digits of what makes a vector: weights, tokenizer, task, prompt, pooling, width, dtype, and of
-        int8 its range."""
+        int8 its range. Raises ``InputError`` for what ``encode`` would not take."""
         resolved = resolve_task(task, self.config.prompts, prompt=prompt)
         width = self._check_width(dimensions)
+        check_output_type(dtype, width, self._ranges)
         parts: list[Any] = [self.weights_hash, resolved.name, resolved.prompt, "mean", width, dtype]
         if dtype == "int8":
-            parts.append(self._ranges.get(width))
+            parts.append(self._ranges[width])
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     @cached_property
@@ -291,11 +292,15 @@ class Embedder:
         """Measure the int8 ranges of every trained width on ``texts``, keep them, and write them beside the weights.
 
         Vectors of earlier ranges do not compare with later ones: calibrate once, before storing any int8 vector.
+        Raises ``InputError`` for no texts.
         """
-        vectors = np.stack([e.vector for e in self.encode_stream(texts) if e.vector is not None])
-        self._ranges = calibrate(vectors, self.dimensions)
-        write_json({str(d): r for d, r in self._ranges.items()}, self.folder / _RANGES_FILE)
-        return dict(self._ranges)
+        vectors = [e.vector for e in self.encode_stream(texts) if e.vector is not None]
+        if not vectors:
+            raise InputError("texts must be at least one to calibrate on, got none; pass some like yours")
+        ranges = calibrate(np.stack(vectors), self.dimensions)
+        write_json({str(d): r for d, r in ranges.items()}, self.folder / _RANGES_FILE)
+        self._ranges = ranges
+        return dict(ranges)
 
     def _stream(self, texts: Iterator[tuple[str, Task]], options: _Options, progress: _Progress) -> Iterator[Embedding]:
         numbered = 0
@@ -327,6 +332,8 @@ class Embedder:
             if not isinstance(text, str):
                 raise InputError(f"texts[{i}] must be a str, got {type(text).__name__}; convert or drop it first")
         tokens = None if options.tokens is None else options.tokens[first : first + len(block)]
+        if tokens is not None and len(tokens) < len(block):
+            raise InputError(f"tokens must be those of every text, got {first + len(tokens)}, and more texts")
         if tokens is None:
             inputs = [text for text, _ in block], [task.prompt for _, task in block]
             if options.chunking is None:

@@ -321,6 +321,12 @@ def test_chunks_need_tokens_that_know_their_places(embedder: Embedder) -> None:
     assert found.chunks is not None and len(found.chunks.spans) == 2
 
 
+def test_tokens_are_those_of_every_text(embedder: Embedder) -> None:
+    tokens = embedder.tokenizer.tokens_batch(["the router"], [""])
+    with pytest.raises(InputError, match="tokens must be those of every text, got 1, and more texts"):
+        list(embedder.encode_stream(["the router", "night"], tokens=tokens))
+
+
 def test_a_later_window_reopens_with_its_frame_and_prompt(torch_embedder: Embedder) -> None:
     """A chunk in the second window, against that window run by hand: ``<s>``, prompt, overlap, text, ``</s>``."""
     e = torch_embedder
@@ -432,6 +438,18 @@ def test_fingerprints_tell_apart_what_makes_vectors_differ(embedder: Embedder, m
     }
     assert len(prints) == 7
     assert embedder.fingerprint() == embedder.fingerprint(dimensions=32)
+
+
+@pytest.mark.parametrize("dtype", ["int4", "int8"])
+def test_what_has_no_vectors_has_no_fingerprint(embedder: Embedder, dtype: str) -> None:
+    with pytest.raises(InputError, match="dtype must be one of|needs calibrated ranges"):
+        embedder.fingerprint(dtype=dtype)
+
+
+def test_ranges_are_of_at_least_one_text(embedder: Embedder) -> None:
+    with pytest.raises(InputError, match="texts must be at least one to calibrate on, got none"):
+        embedder.calibrate([])
+    assert not embedder.int8_ranges
 
 
 def test_the_hash_of_weights_is_of_all_that_decides_a_vector_and_of_no_more(model_folder: Path, tmp_path: Path) -> None:
