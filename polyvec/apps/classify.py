@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,13 +73,22 @@ class Classifier:
     model: str
 
     def probabilities(self, vectors: Vectors) -> Probabilities:
-        """Return (B, C) probabilities of the labels for unit vectors (B, D)."""
+        """Return (B, C) probabilities of the labels for unit vectors (B, D).
+
+        Raises ``InputError`` for vectors of another shape.
+        """
+        width = len(self.weights[0])
+        if vectors.ndim != 2 or vectors.shape[1] != width:
+            raise InputError(
+                f"vectors must be rows of {width} numbers, got {vectors.shape}; "
+                f"pass what encode gives for a list of texts and task={TASK!r}, without dimensions"
+            )
         logits = vectors.astype(np.float64) @ np.array(self.weights).T + np.array(self.bias)
         return _softmax(logits / self.temperature)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the classifier as JSON: a file that holds no code."""
-        write_json(asdict(self), path)
+        write_json(asdict(self), Path(path))
 
     def _check(self) -> None:
         """Raise ``ValueError`` or ``TypeError`` unless there is a row of finite numbers for each label."""
@@ -90,10 +99,10 @@ class Classifier:
             raise ValueError("numbers that are not finite")
 
     @staticmethod
-    def load(path: Path, embedder: Embedder) -> Classifier:
+    def load(path: str | Path, embedder: Embedder) -> Classifier:
         """Return a saved classifier. Raises ``InputError`` unless ``embedder`` is the model that it was trained on."""
         try:
-            classifier = Classifier(**json.loads(path.read_text(encoding="utf-8")))
+            classifier = Classifier(**json.loads(Path(path).read_text(encoding="utf-8")))
             classifier._check()
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise InputError(
@@ -107,17 +116,24 @@ class Classifier:
         return classifier
 
 
-def train(embedder: Embedder, texts: Sequence[str], labels: Sequence[str]) -> tuple[Classifier, Report]:
+def train(embedder: Embedder, texts: Iterable[str], labels: Iterable[str]) -> tuple[Classifier, Report]:
     """Fit logistic regression on the texts' vectors, and calibrate it on folds that it did not see.
 
     Regularisation is the one with the best accuracy on held-out folds; the temperature has their lowest log loss (Guo
-    et al., ICML 2017). Raises ``InputError`` for fewer than two labels, or a label with fewer than two examples.
+    et al., ICML 2017). Raises ``InputError`` for labels that are not one str per text, fewer than two different ones,
+    or one with fewer than two examples.
     """
     try:
         from sklearn.linear_model import LogisticRegression
         from sklearn.model_selection import StratifiedKFold, cross_val_predict
     except ImportError as error:
         raise MissingExtraError.of("classification", "search") from error
+    texts, labels = list(texts), list(labels)
+    if len(labels) != len(texts):
+        raise InputError(f"labels must be one per text, got {len(labels)} for {len(texts)} texts")
+    for i, label in enumerate(labels):
+        if not isinstance(label, str):
+            raise InputError(f"labels[{i}] must be a str, got {type(label).__name__}; convert it or drop its text")
     counts = Counter(labels)
     if len(counts) < 2:
         raise InputError(f"labels must be at least 2 different ones, got {len(counts)}")
@@ -175,6 +191,7 @@ def zero_shot(embedder: Embedder, descriptions: dict[str, str]) -> Classifier:
 
 def decide(labels: Sequence[str], probabilities: Probabilities, *, abstain: float) -> list[tuple[str | None, float]]:
     """Return for each row of (B, C) its best label and the probability; no label below ``abstain``."""
+    check_abstain(abstain)
     best = probabilities.argmax(axis=1)
     chosen = probabilities[np.arange(len(best)), best]
     return [(labels[i] if p >= abstain else None, float(p)) for i, p in zip(best, chosen, strict=True)]

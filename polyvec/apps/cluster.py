@@ -124,7 +124,9 @@ def project(vectors: Vectors) -> NDArray[np.float32]:
     return np.asarray(places / max(float(np.abs(places).max()), 1e-9), dtype=np.float32)
 
 
-def write_map(path: Path, texts: Sequence[str], vectors: Vectors, clusters: Clusters, names: Sequence[str]) -> None:
+def write_map(
+    path: str | Path, texts: Sequence[str], vectors: Vectors, clusters: Clusters, names: Sequence[str]
+) -> None:
     """Write a page that needs no other file: the texts as points, coloured by cluster, to read under the pointer.
 
     Beyond 5000 texts it shows as many, drawn at random.
@@ -140,5 +142,5 @@ def write_map(path: Path, texts: Sequence[str], vectors: Vectors, clusters: Clus
     data = json.dumps({"points": points, "names": list(names)}, ensure_ascii=False)
     data = data.replace("<", "\\u003c")  # no text can close the script that holds it
     page = (files("polyvec") / "apps" / "map.html").read_text(encoding="utf-8")
-    with whole_file(path) as partial:
+    with whole_file(Path(path)) as partial:
         partial.write_text(page.replace("__DATA__", data), encoding="utf-8")

@@ -32,9 +32,29 @@ def test_a_few_examples_teach_labels_across_languages(mini: Embedder, tmp_path: 
     assert [label for label, _ in decide(classifier.labels, probabilities, abstain=0)] == ["travel", "pets", "food"]
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
     assert report.accuracy > 0.6 and np.sum(report.confusion) == 15
-    path = tmp_path / "c.json"
+    path = str(tmp_path / "c.json")
     classifier.save(path)
     np.testing.assert_array_equal(Classifier.load(path, mini).probabilities(vectors), probabilities)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (LABELS[:-1], "labels must be one per text, got 14 for 15 texts"),
+        ([*LABELS[:-1], None], r"labels\[14\] must be a str, got NoneType; convert it or drop its text"),
+        ([0] * 8 + [1] * 7, r"labels\[0\] must be a str, got int"),
+    ],
+)
+def test_labels_are_one_str_per_text(mini: Embedder, labels: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        train(mini, TEXTS, labels)
+
+
+def test_vectors_of_another_shape_have_no_probabilities(mini: Embedder) -> None:
+    classifier = zero_shot(mini, {"pets": "cats", "travel": "trains"})
+    for vectors in (np.ones(384, np.float32), np.ones((1, 128), np.float32)):
+        with pytest.raises(InputError, match="vectors must be rows of 384 numbers, got .*list of texts"):
+            classifier.probabilities(vectors)
 
 
 def test_two_labels_have_two_probabilities(mini: Embedder) -> None:
@@ -52,6 +72,8 @@ def test_names_alone_are_labels(mini: Embedder) -> None:
 def test_below_the_threshold_there_is_no_label() -> None:
     probabilities = np.array([[0.6, 0.4], [0.1, 0.9]])
     assert decide(["a", "b"], probabilities, abstain=0.7) == [(None, 0.6), ("b", 0.9)]
+    with pytest.raises(InputError, match="abstain must be a probability between 0 and 1, got 70"):
+        decide(["a", "b"], probabilities, abstain=70)
 
 
 def test_calibration_error_and_report_count_what_they_say() -> None:

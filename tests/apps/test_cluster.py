@@ -57,7 +57,7 @@ def test_a_map_keeps_neighbours_and_holds_any_text(tmp_path: Path) -> None:
     assert (TRUTH[distances.argmin(axis=1)] == TRUTH).all() and np.abs(places).max() == pytest.approx(1)
     path = tmp_path / "map.html"
     texts = ["</script><b>oops", *["x" * 1000] * 2]
-    write_map(path, texts, VECTORS[:3], TRUTH[:3], ["a & b"])
+    write_map(str(path), texts, VECTORS[:3], TRUTH[:3], ["a & b"])
     page = path.read_text(encoding="utf-8")
     assert page.count("</script>") == 1 and "http" not in page
     match = re.search(r"= (\{.*\});\n", page)
