@@ -147,7 +147,7 @@ class Index:
         *,
         mode: str = "hybrid",
         top: int = 10,
-        where: Mapping[str, str] | None = None,
+        where: Mapping[str, str | int] | None = None,
         weight: float = WEIGHT,
     ) -> list[Hit]:
         """Return the ``top`` passages that answer ``query``, best first.

@@ -239,7 +239,7 @@ class Store:
         *,
         mode: str = "hybrid",
         top: int = 10,
-        where: Mapping[str, str] | None = None,
+        where: Mapping[str, str | int] | None = None,
         weight: float = WEIGHT,
     ) -> list[Hit]:
         """Return the ``top`` passages, best first, for a unit ``vector`` (M,) and the ``text`` of a question.
@@ -352,10 +352,13 @@ def _hit(row: Mapping[str, Any], score: float) -> Hit:
     return Hit(score, Passage(**values, metadata=metadata or None))
 
 
-def _condition(where: Mapping[str, str]) -> str:
+def _condition(where: Mapping[str, str | int]) -> str:
     """Return the SQL of a filter; every value is quoted, none is code."""
     parts = []
-    for key, value in where.items():
+    for key, given in where.items():
+        if not isinstance(given, (str, int)):
+            raise InputError(f"where[{key!r}] must be a str or a whole number, got {type(given).__name__}; convert it")
+        value = str(given)
         if key in ("source", "heading"):
             pattern = value.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_").replace("*", "%")
             parts.append(f"{key} LIKE {_quoted(pattern)}")

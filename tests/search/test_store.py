@@ -34,6 +34,16 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
+def test_a_number_of_a_filter_is_as_good_as_its_text(store: Store) -> None:
+    assert store.search(None, "router", mode="text", where={"page": 2})
+    assert store.search(None, "router", mode="text", where={"page": 2}) == store.search(
+        None, "router", mode="text", where={"page": "2"}
+    )
+    for value in (None, Path("it's.md")):
+        with pytest.raises(InputError, match=r"where\['source'\] must be a str or a whole number, got"):
+            store.search(None, "router", mode="text", where={"source": value})  # type: ignore[dict-item]
+
+
 def test_each_mode_finds_its_passage(store: Store) -> None:
     nearest = store.search(unit(1), "router", mode="vector", top=1)[0]
     assert nearest.passage.text == "a cat sleeps" and nearest.score == pytest.approx(1)
