@@ -79,6 +79,9 @@ class Index:
         self.store = Store(location, _stamp(embedder, dimensions, dtype or "float32") if create else None)
         self.store.check_stamp(_stamp(embedder, dimensions or self.store.dimensions, dtype or self.store.dtype))
 
+    def __repr__(self) -> str:
+        return f"<Index {self.store.location}: {len(self.store)} passages of {self.embedder.model_name}>"
+
     def update(
         self,
         paths: Iterable[str | Path],

@@ -110,6 +110,7 @@ class Embedder:
     or ``auto``: ONNX where the folder holds a graph and no other ``device`` is asked for, and of its two graphs the one
     that a short run finds faster on this machine; or an open ``Engine`` of this model.
     ``threads`` bounds the CPU threads of the engine; torch has one number for the whole process, which stays.
+    Many threads may call it at a time. Pickled, it says what it was opened with, and another process opens it anew.
     Raises ``WeightsError`` for a model that does not load whole.
     """
 
@@ -121,6 +122,7 @@ class Embedder:
         device: str | None = None,
         threads: int | None = None,
     ) -> None:
+        self._open_again = partial(type(self), model, engine=engine, device=device, threads=threads)
         self.folder = resolve_model_folder(model)
         self.model_name = str(model or "polyvec-mini")
         self.config = read_config(self.folder)
@@ -132,6 +134,13 @@ class Embedder:
         else:
             _check_same_model(self.folder, self.config, engine.config)
         self.engine = engine
+
+    def __repr__(self) -> str:
+        return f"<Embedder of {self.model_name}: {self.config.hidden_size} dimensions, engine {self.engine.name}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled is what it was opened with: another process opens the model anew."""
+        return self._open_again, ()
 
     @property
     def tasks(self) -> tuple[str, ...]:

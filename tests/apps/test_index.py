@@ -37,6 +37,11 @@ def rows(index: Index) -> list[tuple[object, ...]]:
     return sorted(tuple(map(repr, row.values())) for row in table)
 
 
+def test_an_index_says_what_it_holds(index: Index, docs: Path) -> None:
+    index.update([docs])
+    assert repr(index) == f"<Index {index.store.location}: {len(index.store)} passages of {index.embedder.model_name}>"
+
+
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_path_that_is_in_no_list_is_refused_and_not_read_letter_by_letter(
     index: Index, docs: Path, kind: type[str | Path]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import threading
 import warnings
@@ -411,6 +412,15 @@ def test_a_span_of_whitespace_is_an_error(embedder: Embedder) -> None:
 def test_a_model_that_is_nowhere_is_an_error(model: str | Path) -> None:
     with pytest.raises(WeightsError, match="model must be"):
         Embedder(model)
+
+
+@pytest.mark.parametrize("engine", ["onnx-int8", "torch"])
+def test_another_process_opens_what_was_pickled_anew(model_folder: Path, engine: str) -> None:
+    model = Embedder(model_folder, engine=engine, threads=1)
+    again = pickle.loads(pickle.dumps(model))
+    assert again.engine is not model.engine and again.engine.name == model.engine.name
+    np.testing.assert_array_equal(again.encode(["the router"]), model.encode(["the router"]))
+    assert repr(again) == f"<Embedder of {model_folder}: 32 dimensions, engine {model.engine.name}>"
 
 
 @pytest.mark.parametrize("engine", ["onnx", "torch"])
