@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,11 +162,56 @@ class Embedder:
         """Width to the magnitude that int8 maps to 127; empty before ``calibrate``."""
         return self._ranges
 
+    @overload
     def encode(
         self,
         texts: str | Iterable[str],
         *,
-        task: str | None | Sequence[str | None] = None,
+        task: str | None | Iterable[str | None] = None,
+        dimensions: int | None = None,
+        dtype: str = "float32",
+        batch_tokens: int | None = None,
+        late_chunking: None = None,
+        truncate: bool = True,
+        prompt: str | None = None,
+        progress: bool = False,
+    ) -> NDArray[Any]: ...
+
+    @overload
+    def encode(  # type: ignore[overload-overlap]
+        self,
+        texts: str,
+        *,
+        task: str | None | Iterable[str | None] = None,
+        dimensions: int | None = None,
+        dtype: str = "float32",
+        batch_tokens: int | None = None,
+        late_chunking: LateChunking,
+        truncate: bool = True,
+        prompt: str | None = None,
+        progress: bool = False,
+    ) -> Chunks: ...
+
+    @overload
+    def encode(
+        self,
+        texts: Iterable[str],
+        *,
+        task: str | None | Iterable[str | None] = None,
+        dimensions: int | None = None,
+        dtype: str = "float32",
+        batch_tokens: int | None = None,
+        late_chunking: LateChunking,
+        truncate: bool = True,
+        prompt: str | None = None,
+        progress: bool = False,
+    ) -> list[Chunks]: ...
+
+    def encode(
+        self,
+        texts: str | Iterable[str],
+        *,
+        task: str | None | Iterable[str | None] = None,
         dimensions: int | None = None,
         dtype: str = "float32",
         batch_tokens: int | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 import threading
 import warnings
@@ -484,3 +485,19 @@ def test_int8_vectors_of_other_ranges_have_another_fingerprint(model_folder: Pat
 def test_an_engine_of_another_model_is_refused(embedder: Embedder) -> None:
     with pytest.raises(InputError, match="engine must be of the model in .*mini, of vocab_size 40000, got 512"):
         Embedder(engine=embedder.engine)
+
+
+def test_a_type_checker_knows_what_encode_gives(tmp_path: Path) -> None:
+    mypy = pytest.importorskip("mypy.api")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from polyvec import Embedder\n"
+        "model = Embedder()\n"
+        "reveal_type(model.encode(['a', 'b'], task=iter(['classification', None])))\n"
+        "reveal_type(model.encode('a. b.', late_chunking='sentence'))\n"
+        "reveal_type(model.encode(['a. b.'], late_chunking=lambda text: [(0, 2)]))\n"
+    )
+    said, _, status = mypy.run([str(program), "--strict", "--cache-dir", str(tmp_path / "cache")])
+    found = re.findall(r'Revealed type is "(.*)"', said)
+    assert status == 0 and found[0].startswith("numpy.ndarray[")
+    assert found[1:] == ["polyvec.inference.embedder.Chunks", "list[polyvec.inference.embedder.Chunks]"]
