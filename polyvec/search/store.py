@@ -39,6 +39,7 @@ _PARTITION_ROWS = 1000
 _PROBED = 128  # partitions whose bits are compared, and
 _CANDIDATES = 320  # passages, nearest by their bits or heads, whose whole vectors then decide
 _REFINED = 4  # times as many heads that are compared, where vectors are in parts, as there are candidates
+_ATTEMPTS = 5  # a thread that updates the store meanwhile moves rows to other ids, those of a search to none
 _KEPT_VERSIONS = timedelta(hours=1)  # a search that is running still finds the files of its version
 _TRIES = 20  # of a commit that others come before, with pauses of up to
 _PAUSE_SECONDS = 0.2
@@ -256,11 +257,22 @@ class Store:
         if not 0 <= weight <= 1:
             raise InputError(f"weight must be between 0, words alone, and 1, meaning alone, got {weight}")
         condition = _condition(where) if where else None
+        for _ in range(_ATTEMPTS):
+            scores = self._scores(vector, text, mode, top, condition, weight)
+            hits = self._hits(scores)
+            if len(hits) == len(scores):
+                break
+        return hits
+
+    def _scores(
+        self, vector: NDArray[np.float32] | None, text: str, mode: str, top: int, condition: str | None, weight: float
+    ) -> dict[int, float]:
+        """Return the ids of the ``top`` rows with their scores, best first."""
         if mode == "text":
-            return self._hits(self._matching(text, top, condition))
+            return self._matching(text, top, condition)
         assert vector is not None
         if mode == "vector":
-            return self._hits(self._nearest(vector, top, condition))
+            return self._nearest(vector, top, condition)
         limit = max(_FUSED, top)
         nearest, matching = self._nearest(vector, limit, condition), self._matching(text, limit, condition)
         # The least cosine of the list stands for every passage that is not in it; the least of BM25 is 0.
@@ -271,7 +283,7 @@ class Store:
             for row, score in scores.items():
                 fused[row] = fused.get(row, 0.0) + share * ((score - low) / span if span > 0 else 1.0)
         best = sorted(fused, key=lambda row: (-fused[row], row))[:top]
-        return self._hits({row: fused[row] for row in best})
+        return {row: fused[row] for row in best}
 
     def _nearest(self, vector: NDArray[np.float32], limit: int, condition: str | None) -> dict[int, float]:
         """Return the ids of the nearest rows with their cosines, best first."""
@@ -295,7 +307,7 @@ class Store:
         return dict(zip(found["_rowid"].to_pylist(), found["_score"].to_pylist(), strict=True))
 
     def _hits(self, scores: Mapping[int, float]) -> list[Hit]:
-        """Return the passages of rows, in the order of ``scores``; one that was deleted meanwhile is left out."""
+        """Return the passages of rows, in the order of ``scores``, without those deleted or moved meanwhile."""
         columns = [name for name in _FIELDS if name != "digest"]
         rows = self._table.take_row_ids(list(scores)).select(columns).with_row_id().to_list() if scores else []
         passages = {row["_rowid"]: row for row in rows}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from polyvec.errors import InputError, MissingExtraError
 from polyvec.search import store as module
-from polyvec.search.store import Passage, Store
+from polyvec.search.store import Hit, Passage, Store
 
 STAMP = {"model": "tiny", "weights": "abc", "dimensions": 8, "fingerprint": "f"}
 
@@ -32,6 +32,23 @@ def store(tmp_path: Path) -> Store:
     put(store, "it's.md", ["the red router", "a cat sleeps"], page=2, heading="100% of_it")
     put(store, "b.csv", ["你好世界，路由器"], 2, metadata={"lang": "zh", "by": "a=b'c"})
     return store
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "vector", "text"])
+def test_rows_that_an_update_moves_in_the_middle_of_a_search_are_found(
+    store: Store, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    take, updates = store._hits, []
+
+    def take_after_an_update(scores: dict[int, float]) -> list[Hit]:
+        if not updates:
+            updates.append(put(store, "new.md", ["something else"], 3))
+            store.optimize()
+        return take(scores)
+
+    monkeypatch.setattr(store, "_hits", take_after_an_update)
+    (hit,) = store.search(unit(0), "router", mode=mode, top=1)
+    assert hit.passage.text == "the red router"
 
 
 def test_a_number_of_a_filter_is_as_good_as_its_text(store: Store) -> None:
