@@ -21,7 +21,8 @@ from polyvec.atomic import write_json
 from polyvec.errors import InputError, MissingExtraError
 from polyvec.evaluation.metrics import Vectors
 from polyvec.evaluation.suites import TASKS
-from polyvec.evaluation.systems import System, open_system
+from polyvec.evaluation.systems import System, of_embedder, open_system
+from polyvec.inference.embedder import Embedder
 from polyvec.inference.quantize import as_unit
 from polyvec.model.hub import MINI
 
@@ -67,14 +68,14 @@ def task_of(task_type: str, task_name: str, side: str | None) -> str:
 
 
 class MtebModel(AbsEncoder):
-    """A model as mteb wants it: a ``System``, or what ``open_system`` opens.
+    """A model as mteb wants it: an ``Embedder``, a ``System``, or what ``open_system`` opens.
 
     ``dimensions`` and ``dtype`` are those of the vectors that mteb scores; what fewer bits lose is lost here too.
     """
 
     def __init__(
         self,
-        model: str | Path | System | None = None,
+        model: str | Path | Embedder | System | None = None,
         revision: str | None = None,
         *,
         dimensions: int | None = None,
@@ -82,6 +83,8 @@ class MtebModel(AbsEncoder):
         engine: str = "auto",
         **_: Any,
     ) -> None:
+        if isinstance(model, Embedder):
+            model = of_embedder(model, model.model_name)
         self.system = model if isinstance(model, System) else open_system(str(model or MINI), engine=engine)
         if self.system.encode is None:
             raise InputError(f"mteb scores vectors, and {self.system.name} has none; leave it out")

@@ -172,6 +172,10 @@ def test_a_width_and_dtype_are_in_the_name_that_mteb_keeps_results_under(model_f
     assert meta.name == "polyvec/tiny-onnx-float32-16-binary" and meta.embed_dim == 16
 
 
+def test_an_open_embedder_is_a_model_too(embedder: Embedder) -> None:
+    assert MtebModel(embedder).stamp == MtebModel(embedder.folder, engine="onnx").stamp
+
+
 def test_a_run_keeps_mtebs_json_and_our_stamp_and_goes_on(embedder: Embedder, tmp_path: Path) -> None:
     calls = 0
     system = of_embedder(embedder, "tiny")
