@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyvec.errors import InputError, MissingExtraError
+from polyvec.files import as_text
 from polyvec.search import parts
 
 Result = TypeVar("Result")
@@ -370,7 +371,7 @@ def _condition(where: Mapping[str, str | int]) -> str:
     for key, given in where.items():
         if not isinstance(given, (str, int)):
             raise InputError(f"where[{key!r}] must be a str or a whole number, got {type(given).__name__}; convert it")
-        value = str(given)
+        value = as_text(given)
         if key in ("source", "heading"):
             pattern = value.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_").replace("*", "%")
             parts.append(f"{key} LIKE {_quoted(pattern)}")
