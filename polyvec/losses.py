@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from polyvec.errors import InputError
 from polyvec.model.pooling import truncate
 
 _KEPT_ROWS = 1024  # whose scores are kept at every width: 4 MB a matrix; 1 to 2 ms a width without (AVX2, 2026-11-27)
@@ -127,8 +128,11 @@ def matryoshka(
     """Mean of ``loss`` over each width in ``dims``, every side cut and renormalised (arXiv 2205.13147).
 
     Of many rows, what a width computes is not kept but computed again in the backward pass: the scores of one width and
-    not of all are in memory, a gigabyte a matrix at 16,384 pairs.
+    not of all are in memory, a gigabyte a matrix at 16,384 pairs. Raises ``InputError`` for a width that no side has.
     """
+    width = min(e.shape[-1] for e in embeddings)
+    if not dims or not all(1 <= dim <= width for dim in dims):
+        raise InputError(f"dims must be widths from 1 to {width}, got {tuple(dims)}; leave out those that are wider")
 
     def at(dim: int) -> Tensor:
         return loss(*(truncate(e, dim) for e in embeddings), **options)

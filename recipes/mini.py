@@ -381,6 +381,7 @@ def finish(
     parity = {name: asdict(export_onnx(output, precision=name)) for name in ("fp32", "int8")}
     sample = pq.read_table(data / "train/parallel.parquet", columns=["text"]).column("text").to_pylist()
     chosen = np.random.default_rng(8).choice(len(sample), size=4096, replace=False)
+    (output / "int8_ranges.json").unlink(missing_ok=True)  # of the weights before
     Embedder(output, engine="onnx").calibrate([sample[i] for i in chosen])
     scores = measure(output, data / "dev", teacher, pairs)
     (output / "README.md").write_text(model_card(scores, parity, pairs), encoding="utf-8")

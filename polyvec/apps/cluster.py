@@ -129,8 +129,12 @@ def write_map(
 ) -> None:
     """Write a page that needs no other file: the texts as points, coloured by cluster, to read under the pointer.
 
-    Beyond 5000 texts it shows as many, drawn at random.
+    Beyond 5000 texts it shows as many, drawn at random. Raises ``InputError`` unless each has a vector and a cluster.
     """
+    if not len(texts) == len(vectors) == len(clusters):
+        raise InputError(
+            f"texts, vectors and clusters must be as many, got {len(texts)}, {len(vectors)} and {len(clusters)}"
+        )
     shown = np.arange(len(texts))
     if len(shown) > _MAP_TEXTS:
         shown = np.sort(np.random.default_rng(0).choice(shown, _MAP_TEXTS, replace=False))

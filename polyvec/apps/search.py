@@ -48,7 +48,9 @@ def search(
 
 
 def check_query(query: str) -> None:
-    """Raise ``InputError`` for a query that holds no text."""
+    """Raise ``InputError`` for a query that is no text, or holds none."""
+    if not isinstance(query, str):
+        raise InputError(f"query must be a str, got {type(query).__name__}; ask one question at a time")
     if not query.strip():
         raise InputError("query must hold text, got nothing; say what to look for")
 

@@ -55,7 +55,7 @@ _NUMBERS = ("num_attention_heads", "layer_norm_eps", "rope_theta", "lora_alpha",
 _SHARED = ("vocab_size", "hidden_size", "tasks", "max_position_embeddings")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Embedding:
     """One text's result. ``vector`` (M,), or None when chunked; ``chunks`` (C, ...) when chunked.
 
@@ -69,7 +69,7 @@ class Embedding:
     chunks: Chunks | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chunks:
     """A late-chunked text: ``spans`` C pairs of characters, ``vectors`` (C, M)."""
 
@@ -345,9 +345,13 @@ class Embedder:
     def calibrate(self, texts: Iterable[str]) -> dict[int, float]:
         """Measure the int8 ranges of every trained width on ``texts``, keep them, and write them beside the weights.
 
-        Vectors of earlier ranges do not compare with later ones: calibrate once, before storing any int8 vector.
-        Raises ``InputError`` for no texts.
+        Raises ``InputError`` for no texts, and for a model that has ranges: vectors of other ranges do not compare.
         """
+        if self._ranges:
+            raise InputError(
+                f"int8 ranges must be measured once, got a model with {self.folder / _RANGES_FILE}; to measure anew "
+                "remove it from a copy of the folder, for int8 vectors of other ranges do not compare"
+            )
         vectors = [e.vector for e in self.encode_stream(texts) if e.vector is not None]
         if not vectors:
             raise InputError("texts must be at least one to calibrate on, got none; pass some like yours")

@@ -21,6 +21,8 @@ def resolve_model_folder(model: str | Path | None) -> Path:
     """
     if model is None or model == MINI:
         return Path(str(files("polyvec") / "weights" / "mini"))
+    if not isinstance(model, (str, Path)) or not str(model):
+        raise WeightsError(f"model must be '{MINI}', a folder or a hub name org/name, got {model!r}; name one")
     path = Path(model).expanduser()
     if path.is_dir():
         return path

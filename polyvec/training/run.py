@@ -81,6 +81,8 @@ class Run:
     save_every: int = 100
 
     def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            object.__setattr__(self, name, _typed(name, getattr(self, name), kind))
         rules = {
             "stage": (self.stage in STAGES, f"one of {', '.join(STAGES)}"),
             "data": (len(self.data) > 0, "at least one file"),
@@ -145,7 +147,7 @@ def read_run(name: str, changes: Mapping[str, str]) -> Run:
 
 
 def make_run(values: Mapping[str, Any], *, source: str) -> Run:
-    """Return the run of plain values, each of its field's type."""
+    """Return the run of plain ``values``. Raises ``InputError`` naming ``source``, field, rule and nearest field."""
     hints = get_type_hints(Run)
     for key in values:
         if key not in hints:
@@ -156,19 +158,22 @@ def make_run(values: Mapping[str, Any], *, source: str) -> Run:
         f.name for f in dataclasses.fields(Run) if f.default is dataclasses.MISSING and f.name not in values
     ]:
         raise InputError(f"{source}: {', '.join(missing)} must be given, got none")
-    return Run(**{key: _typed(key, value, hints[key], source) for key, value in values.items()})
+    try:
+        return Run(**values)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
 
 
-def _typed(key: str, value: Any, kind: Any, source: str) -> Any:
+def _typed(key: str, value: Any, kind: Any) -> Any:
     if get_origin(kind) is tuple:
         inner = get_args(kind)[0]
-        if isinstance(value, list):
-            return tuple(_typed(f"each of {key}", item, inner, source) for item in value)
-        raise InputError(f"{source}: {key} must be a list of {_NAMES[inner]}, got {value!r}")
+        if isinstance(value, (list, tuple)):
+            return tuple(_typed(f"each of {key}", item, inner) for item in value)
+        raise InputError(f"{key} must be a list of {_NAMES[inner]}, got {value!r}")
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise InputError(f"{source}: {key} must be {_NAMES[kind]}, got {value!r}")
+        raise InputError(f"{key} must be {_NAMES[kind]}, got {value!r}")
     return value
 
 

@@ -58,6 +58,8 @@ def test_a_map_keeps_neighbours_and_holds_any_text(tmp_path: Path) -> None:
     path = tmp_path / "map.html"
     texts = ["</script><b>oops", *["x" * 1000] * 2]
     write_map(str(path), texts, VECTORS[:3], TRUTH[:3], ["a & b"])
+    with pytest.raises(InputError, match="must be as many, got 2, 3 and 3"):
+        write_map(path, texts[:2], VECTORS[:3], TRUTH[:3], ["a"])
     page = path.read_text(encoding="utf-8")
     assert page.count("</script>") == 1 and "http" not in page
     match = re.search(r"= (\{.*\});\n", page)

@@ -156,6 +156,8 @@ def test_another_model_or_width_is_refused(index: Index, docs: Path, mini: Embed
         Index(index.store.location, embedder, dimensions=16, create=True)
     with pytest.raises(InputError, match="query must hold text"):
         Index(index.store.location, embedder).search(" ")
+    with pytest.raises(InputError, match="query must be a str, got list"):
+        Index(index.store.location, embedder).search(["a"])  # type: ignore[arg-type]
 
 
 def test_a_narrow_index_is_searched_at_its_width(tmp_path: Path, docs: Path, embedder: Embedder) -> None:

@@ -22,6 +22,13 @@ def calibrated(model_folder: Path, tmp_path: Path) -> Embedder:
     return Embedder(folder)
 
 
+def test_ranges_are_measured_once(calibrated: Embedder) -> None:
+    before = calibrated.encode(TEXTS, dtype="int8")
+    with pytest.raises(InputError, match=r"int8 ranges must be measured once, got a model with .*int8_ranges\.json"):
+        calibrated.calibrate(TEXTS[:2])
+    np.testing.assert_array_equal(Embedder(calibrated.folder).encode(TEXTS, dtype="int8"), before)
+
+
 def test_int8_vectors_are_the_same_in_any_company(calibrated: Embedder) -> None:
     together = calibrated.encode(TEXTS, dtype="int8")
     for text, vector in zip(TEXTS, together, strict=True):

@@ -488,6 +488,8 @@ def test_a_run_is_checked_before_it_starts(tmp_path: Path) -> None:
         with pytest.raises(InputError) as error:
             make_run({**good, **change}, source="run.toml")
         assert sentence in str(error.value)
+    with pytest.raises(InputError, match="^data must be a list of text, got 'a.jsonl'"):  # in Python too
+        Run(stage="pairs", data="a.jsonl", output="out", steps=2)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="output, steps must be given"):
         make_run({"stage": "mlm", "data": ["a"]}, source="run.toml")
     with pytest.raises(InputError, match="RUN must be a .toml file or one of classification, mlm-512, mlm-8192"):

@@ -106,6 +106,9 @@ def test_matryoshka_is_the_mean_over_cut_and_rescaled_widths(kept: int, monkeypa
     whole = matryoshka(info_nce, first, second, dims=(4, 16), temperature=0.1)
     torch.testing.assert_close(whole, by_hand)
     assert torch.equal(*(torch.autograd.grad(loss, first)[0] for loss in (whole, by_hand)))
+    for dims in ((4, 99), (0,), ()):
+        with pytest.raises(InputError, match="dims must be widths from 1 to 16, got"):
+            matryoshka(info_nce, first, second, dims=dims, temperature=0.1)
 
 
 def test_relational_distillation_takes_the_teachers_word_for_who_is_near() -> None:
