@@ -16,8 +16,9 @@ README describes. A teacher is a folder of sentence-transformers; RESOURCES is t
 WORK, and runs on a GPU where there is one.
 
 The weights in the package are this file's, from eleven minutes of an H200 with 16 cores: targets and tokens two, the
-word table 22 seconds, distillation six minutes, the adapters two, side by side; but for the classification adapter,
-which took half an hour of two CPU cores later. What was tried before, and what it brought, is in docs/experiments.md.
+word table 22 seconds, distillation six minutes, the adapters two, side by side; but for the adapters of classification
+and separation, which took half an hour of a CPU core each, later. What was tried before, and what it brought, is in
+docs/experiments.md.
 """
 
 from __future__ import annotations
@@ -74,10 +75,11 @@ Data = Annotated[Path, typer.Option(help="Folder with train/*.parquet.")]
 PROMPTED_SHARE = 0.4  # of the texts in distillation; without any, prompts move every vector (docs/experiments.md)
 LONG_SHARE = 0.006  # of the texts of a batch, which are about a fifth of its tokens: runs of parts of a document
 MAX_TOKENS = 256  # of one text; the teachers read as many
-#: The adapters' runs. Every third retrieval batch is of translations: without them the two adapters forget that
-#: languages share a space. Orthogonality costs whole vectors nothing and spares bits and narrow ones. For
-#: classification the labels of each kind are a file of their own: in one file, drawn by the root of their sizes, the
-#: finest were a third of the batches (docs/experiments.md).
+#: The adapters' runs. A third of the batches are translations: without them adapters forget that languages share a
+#: space. Orthogonality costs whole vectors nothing and spares bits and narrow ones. The labels of each kind are a file
+#: of their own: in one file, drawn by the root of their sizes, the finest were a third of the batches. Separation
+#: learns from classmates as classification does, of more classes a batch; by CoSENT its clusters were worse than the
+#: base's (docs/experiments.md).
 STAGES: dict[str, dict[str, Any]] = {
     "retrieval": {
         "data": ("pairs", "translations"), "shares": (2.0, 1.0), "steps": 400, "batch_size": 256, "learning_rate": 1e-3,
@@ -88,17 +90,17 @@ STAGES: dict[str, dict[str, Any]] = {
         "learning_rate": 5e-4,
     },
     "classification": {
-        "data": ("intents", "topics", "opinions"), "shares": (4.0, 1.0, 1.0), "steps": 400, "batch_size": 64,
-        "negatives": 0, "max_tokens": 128, "learning_rate": 3e-3,
+        "data": ("intents", "topics", "opinions", "translations"), "shares": (4.0, 1.0, 1.0, 3.0), "steps": 300,
+        "batch_size": 64, "negatives": 0, "max_tokens": 128, "learning_rate": 3e-3,
     },
     "separation": {
-        "data": ("classification", "pairs"), "shares": (2.0, 1.0), "steps": 200, "batch_size": 128,
-        "learning_rate": 1e-3,
+        "stage": "classification", "data": ("intents", "topics", "translations"), "shares": (4.0, 2.0, 3.0),
+        "steps": 200, "batch_size": 128, "negatives": 0, "max_tokens": 128, "learning_rate": 3e-3,
     },
 }  # fmt: skip
 #: How much of what an adapter has learned is kept, the rest being the base (arXiv 2109.01903): labels of intents are
 #: English, and the whole adapter moves languages apart (docs/experiments.md).
-KEPT = {"classification": 0.2}
+KEPT = {"classification": 0.6, "separation": 0.6}
 SMALLEST_LANGUAGE = 300_000  # characters; below it a language takes characters from the table and gives nothing
 
 
@@ -337,13 +339,13 @@ def adapter(
     bf16: BFloat16 = False,
 ) -> None:
     """Stage 5, four times, also side by side: the adapters of one stage over the frozen base."""
-    settings = {"max_tokens": 256, **STAGES[stage]}
+    settings = {"stage": stage, "max_tokens": 256, **STAGES[stage]}
     made = {"pairs", "translations", *LABELS.values()}
     folders = [work if name in made else data / "train" for name in settings["data"]]
     files = [str(folder / f"{name}.parquet") for folder, name in zip(folders, settings.pop("data"), strict=True)]
     shutil.copyfile(work / "tokenizer.json", work / "distil/tokenizer.json")
     run = Run(
-        stage=stage, data=tuple(files), model=str(work / "distil"), output=str(work / stage), bf16=bf16,
+        data=tuple(files), model=str(work / "distil"), output=str(work / stage), bf16=bf16,
         part_tokens=2**16 if device().type == "cuda" else 2**11, save_every=1000, seed=list(STAGES).index(stage) + 3,
         **settings,
     )  # fmt: skip
@@ -360,10 +362,10 @@ def join_adapters(work: Path) -> Encoder:
             if ".lora_" not in name:
                 assert torch.equal(tensor, trained[name]), f"{stage} has moved {name} of the frozen base"
                 continue
-            for task in ADAPTERS[stage]:
-                place = encoder.config.tasks.index(task)
-                share = KEPT.get(stage, 1.0) if ".lora_B" in name else 1.0  # a change of weights is linear in B
-                tensor[place] = share * trained[name][place]
+            share = KEPT.get(stage, 1.0) if ".lora_B" in name else 1.0  # a change of weights is linear in B
+            learned = ADAPTERS[STAGES[stage].get("stage", stage)]
+            for task, source in zip(ADAPTERS[stage], learned, strict=True):
+                tensor[encoder.config.tasks.index(task)] = share * trained[name][encoder.config.tasks.index(source)]
     return encoder
 
 
@@ -389,7 +391,10 @@ def finish(
 
 
 def measure(model: Path, dev: Path, teacher: Path, pairs: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Return score -> system -> language -> number, on the first ``pairs`` rows of each language; 0 is all."""
+    """Return score -> system -> language -> number, on the first ``pairs`` rows of each language; 0 is all.
+
+    What has labels is read whole: a group of a few texts is none.
+    """
     from sentence_transformers import SentenceTransformer
 
     int8, exact = (Embedder(model, engine=engine) for engine in ("onnx-int8", "onnx"))
@@ -409,11 +414,12 @@ def measure(model: Path, dev: Path, teacher: Path, pairs: int) -> dict[str, dict
         return np.asarray(english.encode(list(texts), normalize_embeddings=True, show_progress_bar=False))
 
     scores: dict[str, dict[str, dict[str, float]]] = {}
-    for name, file in (
-        ("similarity", "stsb_dev"),
-        ("bitext", "tico19_bitext"),
-        ("retrieval", "retrieval_qa"),
-        ("classification", "clinc150"),
+    for name, file, kind, rows in (
+        ("similarity", "stsb_dev", None, pairs),
+        ("bitext", "tico19_bitext", None, pairs),
+        ("retrieval", "retrieval_qa", None, pairs),
+        ("classification", "clinc150", "classification", 0),
+        ("clustering", "clinc150", "clustering", 0),
     ):
         systems = {"teacher": teach, "base": system(adapter=False), "adapter": system()}
         if name in ("similarity", "retrieval"):
@@ -421,7 +427,7 @@ def measure(model: Path, dev: Path, teacher: Path, pairs: int) -> dict[str, dict
             systems["adapter, 64 dimensions"] = system(dimensions=64)
         if name == "similarity":
             systems["adapter, float32 weights"] = system(exact)
-        suites = read_suites(dev / f"{file}.parquet", limit=pairs)
+        suites = read_suites(dev / f"{file}.parquet", kind=kind, limit=rows)
         scores[name] = {
             title: {suite.group or "en": score(suite, encode).value for suite in suites}
             for title, encode in systems.items()
