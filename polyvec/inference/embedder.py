@@ -363,19 +363,25 @@ class Embedder:
     def _stream(self, texts: Iterator[tuple[str, Task]], options: _Options, progress: _Progress) -> Iterator[Embedding]:
         numbered = 0
         num_cut = 0
-        try:
-            with progress:
-                for rows in self._tokenised(texts, options):
-                    numbered += len(rows)
-                    num_cut += sum(row.tokens.truncated for row in rows)
-                    yield from self._embed_block(rows, options, progress)
-        finally:  # also where nobody asks on: zip stops at the end of its first side
+
+        def tell() -> None:
             if num_cut:
                 _warn(
                     f"{num_cut} of {numbered} texts were longer than {self.max_tokens} tokens and lost their tails; "
                     "use late_chunking to read all of them, or truncate=False to make this an error",
                     TruncationWarning,
                 )
+
+        try:
+            with progress:
+                for rows in self._tokenised(texts, options):
+                    numbered += len(rows)
+                    num_cut += sum(row.tokens.truncated for row in rows)
+                    yield from self._embed_block(rows, options, progress)
+        except GeneratorExit:  # nobody asks on: zip stops at the end of its first side
+            tell()
+            raise
+        tell()
 
     def _tokenised(self, texts: Iterator[tuple[str, Task]], options: _Options) -> Iterator[list[_Row]]:
         """Yield the rows of block after block. Beside a device the next block's are made while it computes this one's;
@@ -496,7 +502,7 @@ def _warn(message: str, category: type[Warning]) -> None:
     """Warn of the line of the program that called polyvec. Python shows a warning once a line: at a line of ours, the
     second text that is cut would be lost in silence."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == "polyvec":
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "polyvec":
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
 
