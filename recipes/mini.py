@@ -356,16 +356,17 @@ def adapter(
 def join_adapters(work: Path) -> Encoder:
     """Return the base with the adapters of every stage, each what is ``KEPT`` of the run that trained it."""
     encoder = load_encoder(work / "distil")
-    for stage in STAGES:
+    place_of = encoder.config.tasks.index
+    for stage, settings in STAGES.items():
         trained = load_encoder(work / stage).state_dict()
+        learned = ADAPTERS[settings.get("stage", stage)]
         for name, tensor in encoder.state_dict().items():
             if ".lora_" not in name:
                 assert torch.equal(tensor, trained[name]), f"{stage} has moved {name} of the frozen base"
                 continue
             share = KEPT.get(stage, 1.0) if ".lora_B" in name else 1.0  # a change of weights is linear in B
-            learned = ADAPTERS[STAGES[stage].get("stage", stage)]
             for task, source in zip(ADAPTERS[stage], learned, strict=True):
-                tensor[encoder.config.tasks.index(task)] = share * trained[name][encoder.config.tasks.index(source)]
+                tensor[place_of(task)] = share * trained[name][place_of(source)]
     return encoder
 
 

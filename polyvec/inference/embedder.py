@@ -285,7 +285,7 @@ class Embedder:
             raise InputError(f"batch_tokens must be a whole number from 1, got {batch_tokens!r}")
         check_chunking(late_chunking)
         source = _iterate(texts)
-        if task is None or isinstance(task, str) or not isinstance(task, Iterable):
+        if isinstance(task, str) or not isinstance(task, Iterable):
             rows: Iterator[tuple[str, Task]] = zip(
                 source, itertools.repeat(resolve_task(task, self.config.prompts, prompt=prompt)), strict=False
             )

@@ -10,7 +10,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import wraps
@@ -210,10 +210,10 @@ class Store:
         )
 
     @_told
-    def remove(self, sources: Iterable[str]) -> None:
+    def remove(self, sources: Collection[str]) -> None:
         """Forget ``sources``."""
-        if names := list(sources):
-            self._table.delete(_one_of("source", names))
+        if sources:
+            self._table.delete(_one_of("source", sources))
 
     @_told
     def move(self, old: str, new: str) -> None:

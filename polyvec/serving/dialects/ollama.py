@@ -86,8 +86,8 @@ class ShowAnswer(BaseModel):
 def router(service: Service) -> APIRouter:
     routes = APIRouter(tags=["Ollama"], responses=responses(OllamaError))
     embedder = service.embedder
-    base = f"{embedder.model_name}:latest"
-    tasks: dict[str, str | None] = {base: None, **{f"{embedder.model_name}:{task}": task for task in embedder.tasks}}
+    tasks: dict[str, str | None] = {f"{embedder.model_name}:latest": None}
+    tasks |= {f"{embedder.model_name}:{task}": task for task in embedder.tasks}
     files = [path.stat() for path in weight_files(embedder.folder)]
     modified = datetime.fromtimestamp(max(file.st_mtime for file in files), timezone.utc).isoformat()
     details = {
@@ -121,7 +121,7 @@ def router(service: Service) -> APIRouter:
         return Json({"embedding": result.vectors[0]})
 
     @routes.get("/api/tags", response_model=TagsAnswer)
-    async def tags() -> Any:
+    def tags() -> Any:  # in a thread: the first to ask waits for the hash of all weights, and nobody else
         shared = {
             "modified_at": modified, "size": sum(file.st_size for file in files), "digest": embedder.weights_hash,
             "details": details,

@@ -137,7 +137,7 @@ def router(service: Service) -> APIRouter:
         return Json(await service.describe(texts, described))
 
     @routes.get("/info", response_model=InfoAnswer)
-    async def info() -> Any:
+    def info() -> Any:  # in a thread: the first to ask waits for the hash of all weights, and nobody else
         return {
             "model_id": embedder.model_name, "model_sha": embedder.weights_hash, "model_dtype": embedder.engine.name,
             "model_type": {"embedding": {"pooling": "mean"}}, "max_input_length": embedder.max_tokens,
