@@ -35,6 +35,8 @@ def info_nce(
     mask, holds, and with a ``guard`` above 0 also what lies nearer than the answer by more than that, for it likely
     answers too (arXiv 2506.05176, section 3.3).
     """
+    if len(passages) < len(queries):
+        raise InputError(f"passages must be one for each query or more, got {len(passages)} for {len(queries)} queries")
     cosines = queries @ passages.T  # (B, P)
     logits = cosines / temperature
     answers = torch.eye(*logits.shape, dtype=torch.bool, device=logits.device)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,9 @@ class Classifier:
                 f"{path} must meet the model that it was trained on, {classifier.model}, got {embedder.model_name}; "
                 f"use --model {classifier.model}, or train it anew"
             )
+        width, found = embedder.config.hidden_size, len(classifier.weights[0])
+        if found != width:
+            raise InputError(f"{path} must hold {width} weights a label, got {found}; train it anew")
         return classifier
 
 
@@ -169,11 +172,20 @@ def train(embedder: Embedder, texts: Iterable[str], labels: Iterable[str]) -> tu
     return classifier, make_report(names, _softmax(logits / temperature), truth)
 
 
-def zero_shot(embedder: Embedder, descriptions: dict[str, str]) -> Classifier:
+def zero_shot(embedder: Embedder, descriptions: Mapping[str, str]) -> Classifier:
     """Return a classifier that has seen no example: each label is the vector of its description, or of its name.
 
-    The probabilities are those of a softmax over cosines and are only as good as the descriptions.
+    The probabilities are those of a softmax over cosines and are only as good as the descriptions. Raises
+    ``InputError`` unless there are two labels or more, each with a text.
     """
+    if not isinstance(descriptions, Mapping):
+        raise InputError(
+            f"descriptions must be a dict from labels to texts, got {type(descriptions).__name__}; "
+            "give each label its own name if nothing else describes it"
+        )
+    for label, description in descriptions.items():
+        if not (isinstance(label, str) and isinstance(description, str)):
+            raise InputError(f"a label and its description must be str, got {label!r} and {description!r}")
     if len(descriptions) < 2:
         raise InputError(f"labels must be at least 2 different ones, got {len(descriptions)}")
     if blank := [label for label, description in descriptions.items() if not description.strip()]:

@@ -67,8 +67,14 @@ def name_clusters(texts: Sequence[str], clusters: Clusters) -> list[str]:
     """Return a name for each of the C clusters: the words that are frequent in it and rare in the others.
 
     Class-based TF-IDF (Grootendorst, arXiv 2203.05794, section 3.3), counting a word once a text, without the stop
-    words of the text's language.
+    words of the text's language. Raises ``InputError`` unless there is one cluster per text.
     """
+    clusters = np.asarray(clusters)
+    if clusters.shape != (len(texts),) or clusters.dtype.kind != "i":
+        raise InputError(
+            f"clusters must be one whole number per text, got {clusters.dtype} {clusters.shape} for "
+            f"{len(texts)} texts; pass what cluster gives for their vectors"
+        )
     counts = [Counter[str]() for _ in range(int(clusters.max(initial=NOISE)) + 1)]
     everywhere = Counter[str]()
     for text, number in zip(texts, clusters, strict=True):

@@ -71,6 +71,7 @@ class MtebModel(AbsEncoder):
     """A model as mteb wants it: an ``Embedder``, a ``System``, or what ``open_system`` opens.
 
     ``dimensions`` and ``dtype`` are those of the vectors that mteb scores; what fewer bits lose is lost here too.
+    Raises ``InputError`` for those that the model does not have.
     """
 
     def __init__(
@@ -88,7 +89,8 @@ class MtebModel(AbsEncoder):
         self.system = model if isinstance(model, System) else open_system(str(model or MINI), engine=engine)
         if self.system.encode is None:
             raise InputError(f"mteb scores vectors, and {self.system.name} has none; leave it out")
-        self.dimensions, self.dtype = dimensions or self.system.width, dtype
+        self.dimensions, self.dtype = self.system.width if dimensions is None else dimensions, dtype
+        self.system.convert(np.eye(1, self.system.width, dtype=np.float32), self.dimensions, dtype)  # told before hours
         stem = Path(self.system.name).name
         # The name and revision are the key of mteb's cache: another width, dtype, engine or weight is another model.
         self.meta = ModelMeta.create_empty(

@@ -25,6 +25,8 @@ EncodeChunks = Callable[[Sequence[str], "str | None", str, bool], list[Vectors]]
 
 
 def _cut_and_quantize(vectors: Vectors, width: int, dtype: str) -> NDArray[Any]:
+    if not 1 <= width <= vectors.shape[1]:
+        raise InputError(f"dimensions must be between 1 and {vectors.shape[1]}, got {width}")
     check_output_type(dtype, width, {})
     return quantize(unit(vectors[:, :width]), dtype, {})
 
@@ -90,9 +92,9 @@ def of_embedder(embedder: Embedder, name: str) -> System:
         alone = embedder.encode([part for own in parts for part in own], task=adapter, prompt=prompt)
         return np.split(alone, np.cumsum([len(own) for own in parts])[:-1])
 
-    graphs = {"onnx-float32": ("model.onnx", "model.safetensors"), "onnx-int8": ("model.int8.onnx",)}
-    names = graphs.get(embedder.engine.name)
-    files = weight_files(embedder.folder) if names is None else [embedder.folder / name for name in names]
+    graphs = {"onnx-float32": "model.onnx", "onnx-int8": "model.int8.*"}  # both read tables from the weights
+    pattern = graphs.get(embedder.engine.name)
+    files = [*weight_files(embedder.folder), *(embedder.folder.glob(pattern) if pattern else ())]
     return System(
         name, embedder.weights_hash, embedder.engine.name, embedder.config.hidden_size,
         lambda texts, adapter, prompt: embedder.encode(list(texts), task=adapter, prompt=prompt),

@@ -29,7 +29,7 @@ from polyvec.errors import (
 )
 from polyvec.inference.blocks import ahead, blocks
 from polyvec.inference.engines import Engine
-from polyvec.inference.engines.opening import open_engine
+from polyvec.inference.engines.opening import ENGINES, open_engine
 from polyvec.inference.late_chunking import (
     LateChunking,
     TokenStates,
@@ -131,6 +131,8 @@ class Embedder:
         self._passes = Passes()
         if isinstance(engine, str):
             engine = open_engine(self.folder, self.config, engine, device=device, threads=threads)
+        elif not isinstance(getattr(engine, "config", None), ModelConfig):
+            raise InputError(f"engine must be one of {', '.join(ENGINES)}, or an open engine, got {engine!r}")
         else:
             _check_same_model(self.folder, self.config, engine.config)
         self.engine = engine

@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,6 +95,12 @@ def test_what_cannot_be_learned_or_loaded_is_an_error(embedder: Embedder, mini: 
         zero_shot(embedder, {"a": "a"})
     with pytest.raises(InputError, match="description must hold text, got nothing for 'b'"):
         zero_shot(embedder, {"a": "a", "b": " "})
+    listed: Any = ["a", "b"]
+    with pytest.raises(InputError, match="descriptions must be a dict from labels to texts, got list; give each label"):
+        zero_shot(embedder, listed)
+    numbered: Any = {"a": "a", "b": 2}
+    with pytest.raises(InputError, match="a label and its description must be str, got 'b' and 2"):
+        zero_shot(embedder, numbered)
     path = tmp_path / "c.json"
     with pytest.raises(InputError, match="must be a classifier written by polyvec classify train, got FileNotFound"):
         Classifier.load(path, embedder)
@@ -112,6 +119,9 @@ def test_what_cannot_be_learned_or_loaded_is_an_error(embedder: Embedder, mini: 
             Classifier.load(path, embedder)
     path.write_text(json.dumps(good)[:-9])
     with pytest.raises(InputError, match="must be a classifier written by polyvec classify train, got JSONDecodeError"):
+        Classifier.load(path, embedder)
+    path.write_text(json.dumps({**good, "weights": [[1.0], [2.0]]}))
+    with pytest.raises(InputError, match="must hold 32 weights a label, got 1; train it anew"):
         Classifier.load(path, embedder)
     classifier.save(path)
     with pytest.raises(InputError, match="must meet the model that it was trained on, .*got polyvec-mini; use --model"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +36,11 @@ def test_a_name_is_made_of_words_that_the_others_lack() -> None:
     names = name_clusters(texts, np.array([0, 0, 1, 1, 2, 2]))
     assert [name.split(", ")[0] for name in names] == ["router", "cat", "天气"]
     assert name_clusters(["1 2", "3"], np.array([0, NOISE])) == ["cluster 0"]
+    listed: Any = [0, 0, 1, 1, 2, 2]
+    assert name_clusters(texts, listed) == names
+    for other in (np.array([0, 0, 1]), np.zeros(6), np.zeros((6, 1), int)):
+        with pytest.raises(InputError, match="clusters must be one whole number per text, got .* for 6 texts; pass"):
+            name_clusters(texts, other)
 
 
 def test_a_name_has_no_stop_words_of_any_language() -> None:

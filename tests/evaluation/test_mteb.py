@@ -36,7 +36,7 @@ from polyvec.errors import InputError  # noqa: E402
 from polyvec.evaluation.metrics import Vectors  # noqa: E402
 from polyvec.evaluation.mteb import MtebModel, find_tasks, run_mteb, task_of  # noqa: E402
 from polyvec.evaluation.suites import Labelled, Pairs, Ranking, Suite, score  # noqa: E402
-from polyvec.evaluation.systems import of_embedder  # noqa: E402
+from polyvec.evaluation.systems import System, of_embedder  # noqa: E402
 from polyvec.samples import corpus  # noqa: E402
 
 RNG = np.random.default_rng(0)
@@ -170,6 +170,17 @@ def test_a_task_type_without_adapter_is_named() -> None:
 def test_a_width_and_dtype_are_in_the_name_that_mteb_keeps_results_under(model_folder: Path) -> None:
     meta = MtebModel(model_folder, engine="onnx", dimensions=16, dtype="binary").mteb_model_meta
     assert meta.name == "polyvec/tiny-onnx-float32-16-binary" and meta.embed_dim == 16
+
+
+@pytest.mark.parametrize(
+    "options", [{"dimensions": 0}, {"dimensions": 33}, {"dimensions": 12, "dtype": "binary"}, {"dtype": "int4"}]
+)
+def test_a_width_or_dtype_that_the_model_has_not_is_told_before_a_run(model_folder: Path, options: Any) -> None:
+    with pytest.raises(InputError, match="^(dimensions|dtype) must be"):
+        MtebModel(model_folder, engine="onnx", **options)
+    peer = System("peer", "w", "none", 32, lambda texts, _, __: np.zeros((len(texts), 32), np.float32))
+    with pytest.raises(InputError, match="^(dimensions|dtype) must be"):
+        MtebModel(peer, **options)
 
 
 def test_an_open_embedder_is_a_model_too(embedder: Embedder) -> None:

@@ -19,6 +19,7 @@ from polyvec.evaluation.run import comparisons, plan, run_cells
 from polyvec.evaluation.suites import Pairs, Ranking, Suite, rank
 from polyvec.evaluation.systems import System, of_embedder, open_system
 from polyvec.evaluation.variants import ABLATIONS, WHOLE, variants_of
+from polyvec.model.hub import resolve_model_folder
 from polyvec.tasks import TASK_PROMPTS
 from polyvec.text.chunking import sentence_spans
 
@@ -165,3 +166,12 @@ def test_the_command_runs_with_another_theta(model_folder: Path, tmp_path: Path)
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)["results"]
     assert [row["model"] for row in rows] == [str(model_folder), f"{model_folder}, rope theta 10000"]
+
+
+def test_a_model_takes_what_its_graph_reads_too() -> None:
+    sizes = {path.name: path.stat().st_size for path in resolve_model_folder(None).iterdir()}
+    whole = of_embedder(Embedder(engine="onnx"), "mini").num_bytes
+    assert whole == sizes["model.onnx"] + sizes["model.safetensors"]
+    codes = sum(size for name, size in sizes.items() if name.startswith("model.int8."))
+    int8 = of_embedder(Embedder(engine="onnx-int8"), "mini").num_bytes
+    assert int8 == codes + sizes["model.safetensors"] and codes > 10e6

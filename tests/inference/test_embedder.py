@@ -10,7 +10,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -431,6 +431,11 @@ def test_threads_are_a_number_from_one(model_folder: Path, engine: str, threads:
         Embedder(model_folder, engine=engine, threads=threads)
 
 
+def test_a_number_of_threads_may_be_numpys(model_folder: Path) -> None:
+    threads: Any = np.int64(1)
+    assert Embedder(model_folder, engine="onnx", threads=threads).engine.lanes == 1
+
+
 @pytest.mark.parametrize("device", ["bogus", "cuda:99", "xpu"])
 def test_a_device_that_is_not_here_is_named(model_folder: Path, device: str) -> None:
     with pytest.raises(InputError, match=f"device must be one that torch finds here, got '{device}' .*; leave it out"):
@@ -487,6 +492,9 @@ def test_int8_vectors_of_other_ranges_have_another_fingerprint(model_folder: Pat
 def test_an_engine_of_another_model_is_refused(embedder: Embedder) -> None:
     with pytest.raises(InputError, match="engine must be of the model in .*mini, of vocab_size 40000, got 512"):
         Embedder(engine=embedder.engine)
+    for other in (None, 1):
+        with pytest.raises(InputError, match=f"engine must be one of auto, .*, or an open engine, got {other}"):
+            Embedder(engine=cast(Any, other))
 
 
 def test_a_type_checker_knows_what_encode_gives(tmp_path: Path) -> None:

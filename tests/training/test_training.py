@@ -53,6 +53,8 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_losses_have_their_closed_forms() -> None:
     same = torch.ones(5, 4) / 2
     assert float(info_nce(same, same, temperature=0.05)) == pytest.approx(np.log(5))
+    with pytest.raises(InputError, match="passages must be one for each query or more, got 4 for 5 queries"):
+        info_nce(same, same[:4], temperature=0.05)
     assert float(pair_loss(same, same, temperature=0.05)) == pytest.approx(2 * np.log(5))
     assert float(distillation(same, -same)) == pytest.approx(2.0)
     right, wrong = torch.tensor([0.9, 0.1]), torch.tensor([0.1, 0.9])

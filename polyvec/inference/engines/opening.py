@@ -9,6 +9,7 @@ from polyvec.errors import InputError, MissingExtraError
 from polyvec.inference.engines import Engine
 from polyvec.inference.engines.choice import faster_precision
 from polyvec.inference.engines.onnx import GRAPH_FILES, OnnxEngine
+from polyvec.inference.late_chunking import is_whole
 from polyvec.model.config import ModelConfig
 
 ENGINES = ("auto", "onnx", "onnx-int8", "torch", "torch-float8")
@@ -20,7 +21,7 @@ def open_engine(folder: Path, config: ModelConfig, engine: str, *, device: str |
     """
     if engine not in ENGINES:
         raise InputError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
+    if threads is not None and (not is_whole(threads) or threads < 1):
         raise InputError(f"threads must be a whole number from 1, got {threads!r}; leave it out for all cores")
     if engine == "auto":
         wants_cpu = device in (None, "cpu")
