@@ -107,7 +107,10 @@ class Lance:
         return {"name": f"data/{file['path']}", "bytes": file["file_size_bytes"], "fragment": fragment}
 
     def read(self, folder: Folder, receipt: Receipt) -> Any:
-        dataset = self._lance.dataset(folder.address)
+        try:
+            dataset = self._lance.dataset(folder.address)
+        except ValueError:  # before the first commit there is none
+            return None
         if receipt["name"] is None:
             return dataset.schema.empty_table()
         if not self._fragments:

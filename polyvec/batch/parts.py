@@ -5,6 +5,7 @@ Shape letters: C chunks in a text, M kept width.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import json
@@ -64,6 +65,22 @@ def part_table(rows: Sequence[tuple[Record, Result]], schema: Any, stamp: Stamp)
             records += [{**record, "chunk": i, "start": start, "end": end} for i, (start, end) in spans]
         vectors += list(result.vectors)
     return vector_table(records, vectors, stamp, schema=schema)
+
+
+def types_of(schema: Any) -> str:
+    """Return 16 hex digits of the columns of a schema and their types."""
+    words = schema.to_string(show_field_metadata=False, show_schema_metadata=False)
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
+
+
+def retyped(table: Any, schema: Any, stamp: Stamp) -> Any:
+    """Return the table of a part with its records in ``schema``, None where a value would change."""
+    import pyarrow as pa
+
+    try:
+        return table.cast(part_table([], schema, stamp).schema).combine_chunks()
+    except (pa.ArrowException, ValueError):
+        return None
 
 
 def table_bytes(table: Any) -> bytes:

@@ -20,7 +20,7 @@ from polyvec.batch.ceiling import is_below
 from polyvec.batch.engines import Place
 from polyvec.batch.formats import Receipt, format_of
 from polyvec.batch.job import Job, changes
-from polyvec.batch.parts import part_table, record_schema
+from polyvec.batch.parts import part_table, record_schema, retyped, types_of
 from polyvec.batch.plan import Part, Plan, make_plan, runs_of
 from polyvec.batch.rows import units_of
 from polyvec.batch.storage import WORK, Folder
@@ -110,6 +110,8 @@ def prepare(
         del done[name]
     if again:
         news.append(f"more memory: {len(again)} of {len(plan.parts)} parts hold texts that needed it")
+    if other := sum(receipt["types"] != types_of(record_schema(job, plan.schema)) for receipt in done.values()):
+        news.append(f"columns have other types: {other} of {len(plan.parts)} parts are written again")
     if left_out:
         more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
         news.append(f"left out {min(left_out)}{more}: names that begin with _ are hidden")
@@ -144,9 +146,31 @@ def _done(folder: Folder, plan: Plan, committed: dict[str, Receipt], sizes: dict
         # Newer than the manifest, where a part of a finished job is made again.
         is_here = f"{part.name}.json" in receipts
         receipt = folder.read_json(receipt_name(part.name)) if is_here else committed.get(part.name)
-        if receipt and sizes.get(receipt["name"]) == receipt["bytes"]:  # both None: a part without rows, in Lance
+        # A part from before receipts told types may have any. Of sizes both are None: a part without rows, in Lance.
+        if receipt and "types" in receipt and sizes.get(receipt["name"]) == receipt["bytes"]:
             done[part.name] = receipt
     return done
+
+
+def _retype(ready: Prepared) -> None:
+    """Write done parts again whose columns had other types, from when the input was another one.
+
+    A folder has one schema: most readers take that of any file for all, and Lance reads the bytes of one type as those
+    of the other. What does not take the new types as it is, is no longer done.
+    """
+    folder = ready.folder
+    parts = format_of(folder)
+    schema = record_schema(ready.job, ready.plan.schema)
+    for name, receipt in list(ready.done.items()):
+        if receipt["types"] == types_of(schema):
+            continue
+        table = parts.read(folder, receipt)
+        table = None if table is None else retyped(table, schema, ready.job.stamp)
+        if table is None:
+            del ready.done[name]
+        else:
+            ready.done[name] = {**receipt, **parts.write(folder, name, table), "types": types_of(schema)}
+            folder.write_json(receipt_name(name), ready.done[name])
 
 
 def run(ready: Prepared, place: Place, report: Callable[[Progress], None] = lambda _: None) -> dict[str, Any]:
@@ -163,6 +187,7 @@ def run(ready: Prepared, place: Place, report: Callable[[Progress], None] = lamb
         if folder.read_json(_JOB) != state:
             folder.remove(_LENT)
             folder.write_json(_JOB, state)
+        _retype(ready)
     except OSError as error:
         raise cannot_write(folder, error) from error
     done = dict(ready.done)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from polyvec.batch.ceiling import set_ceiling, told
 from polyvec.batch.formats import Receipt, format_of
 from polyvec.batch.job import Job
-from polyvec.batch.parts import Result, lent_bytes, part_table, read_lent
+from polyvec.batch.parts import Result, lent_bytes, part_table, read_lent, types_of
 from polyvec.batch.plan import Work
 from polyvec.batch.rows import Row
 from polyvec.batch.storage import WORK, Folder
@@ -91,6 +91,7 @@ class Worker:
         receipt = {
             "part": part.name,
             **self._try(format_of(self.folder).write, self.folder, part.name, table),
+            "types": types_of(self.schema),
             "first_row": piece.rows[0].where,
             "rows": len(good),
             "tokens": sum(result.num_tokens for _, result in good),

@@ -343,6 +343,35 @@ def test_a_changed_input_makes_only_its_own_parts_anew(tmp_path: Path, embed: Em
     assert all(before[name] == after[name] for name in set(before) & set(after))
 
 
+@pytest.mark.parametrize("name", ["out", "out.lance"])
+def test_a_changed_input_that_gives_a_column_another_type_gives_it_to_all_parts(
+    tmp_path: Path, embed: Embed, plan: Plan, name: str
+) -> None:
+    def rows(path: Path, values: list[Any]) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps({"text": f"text {v}", "value": v}) + "\n" for v in values))
+
+    rows(tmp_path / "in" / "a.jsonl", [1, 2, 3])
+    embed(tmp_path / "in", tmp_path / name, keep=("value",))
+    rows(tmp_path / "in" / "b.jsonl", [1.5, None])
+    ready = plan(tmp_path / "in", tmp_path / name, keep=("value",))
+    assert ready.news[1:] == ["columns have other types: 1 of 2 parts are written again"] and len(ready.pending) == 1
+    after = embed(tmp_path / "in", tmp_path / name, keep=("value",))
+    assert after.table["value"].to_pylist() == [1.0, 2.0, 3.0, 1.5, None]
+    if name == "out":
+        assert after.parts() == embed(tmp_path / "in", tmp_path / "clean", keep=("value",)).parts()
+        assert pq.read_table(after.folder).num_rows == 5
+    else:
+        assert lance.dataset(str(after.folder)).to_table().equals(after.table)
+    (tmp_path / "in" / "b.jsonl").unlink()
+    table = embed(tmp_path / "in", tmp_path / name, keep=("value",)).table
+    assert table["value"].type == pa.int64() and table["value"].to_pylist() == [1, 2, 3]
+    rows(tmp_path / "in" / "a.jsonl", [None, None])  # without a value it is written as texts, which become no list
+    embed(tmp_path / "in", tmp_path / name, keep=("value",))
+    rows(tmp_path / "in" / "b.jsonl", [[1]])
+    assert embed(tmp_path / "in", tmp_path / name, keep=("value",)).table["value"].to_pylist() == [None, None, [1]]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
