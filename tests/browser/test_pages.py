@@ -68,6 +68,32 @@ def test_the_servers_page_compares_narrows_and_searches_by_keyboard(browser: Bro
         stop(process)
 
 
+def test_the_servers_page_shows_the_answer_to_the_last_question(browser: Browser) -> None:
+    process, address = start()
+    try:
+        browser.driver.get(address)
+        wait(browser, "")
+        texts = browser.driver.find_element(By.ID, "texts")
+        browser.driver.execute_script(
+            """const real = fetch;
+            let asked = 0;
+            fetch = (...request) => {
+              const answer = real(...request);
+              return asked++ ? answer : answer.finally(() => new Promise((go) => { answerFirst = go; }));
+            };"""
+        )
+        for lines in ("one\ntwo\nthree", "one\ntwo"):
+            texts.clear()
+            texts.send_keys(lines)
+            browser.driver.find_element(By.CSS_SELECTOR, "#compare button").click()
+        wait(browser, "Compared 2 texts.")
+        browser.driver.execute_async_script("answerFirst(); setTimeout(arguments[0], 300)")
+        wait(browser, "Compared 2 texts.")
+        assert len(cells(browser, "matrix")) == 3
+    finally:
+        stop(process)
+
+
 def test_the_report_of_an_evaluation_is_whole(browser: Browser, tmp_path: Path) -> None:
     systems = [random_system(), random_system("other", weights="w2", seed=1)]
     results = run_cells(plan(systems, [SUITE], dimensions=[8, 16], dtypes=["float32", "binary"]), tmp_path)
