@@ -55,7 +55,7 @@ def test_the_servers_page_compares_narrows_and_searches_by_keyboard(browser: Bro
         assert abs(change - float(changes[0])) < 0.01
 
         browser.driver.find_element(By.ID, "query").send_keys(Keys.ENTER)
-        wait(browser, "Best: “Hold the button for ten seconds to reset the router.”")
+        wait(browser, "Best: “\u2068Hold the button for ten seconds to reset the router.\u2069”")
         assert browser.driver.find_element(By.CSS_SELECTOR, "mark.best").text.startswith("Hold the button")
         browser.driver.find_element(By.ID, "query").clear()
         browser.driver.find_element(By.ID, "query").send_keys(Keys.ENTER)
@@ -90,6 +90,23 @@ def test_the_servers_page_shows_the_answer_to_the_last_question(browser: Browser
         browser.driver.execute_async_script("answerFirst(); setTimeout(arguments[0], 300)")
         wait(browser, "Compared 2 texts.")
         assert len(cells(browser, "matrix")) == 3
+    finally:
+        stop(process)
+
+
+def test_the_servers_page_lays_out_text_from_right_to_left(browser: Browser) -> None:
+    process, address = start()
+    try:
+        browser.driver.get(address)
+        text = browser.driver.find_element(By.ID, "long")
+        text.clear()
+        text.send_keys("الخبز يحتاج إلى الدقيق.")
+        browser.driver.find_element(By.ID, "query").send_keys(Keys.ENTER)
+        wait(browser, "Best: “\u2068الخبز يحتاج إلى الدقيق.\u2069” (")
+        assert text.value_of_css_property("direction") == "rtl"
+        ends = "const box = (name) => document.querySelector(name).getBoundingClientRect().right;"
+        gap = browser.driver.execute_script(ends + "return box('#passages') - box('#passages mark')")
+        assert abs(gap) < 2  # it begins at the right
     finally:
         stop(process)
 
