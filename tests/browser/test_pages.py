@@ -94,6 +94,23 @@ def test_the_servers_page_shows_the_answer_to_the_last_question(browser: Browser
         stop(process)
 
 
+def test_the_servers_page_finds_the_ends_of_sentences_in_any_script(browser: Browser) -> None:
+    process, address = start()
+    try:
+        browser.driver.get(address)
+        texts = [
+            ["\n\n Pi is 3.14, e.g. at a.example/b?c=d. ", "Really?! ", "“Yes.”\n\n", "One ... "],
+            ["今天天气很好。", "「我们去公园吧！」", "面包 👩‍👩‍👧 3.5 元"],
+            ["هل تأخر القطار؟ ", "नहीं। ", "हाँ।"],
+        ]
+        for sentences in texts:
+            found = browser.driver.execute_script("return sentencesOf(arguments[0])", "".join(sentences))
+            assert found == sentences
+        assert browser.driver.execute_script("return sentencesOf(' \\n ')") == []
+    finally:
+        stop(process)
+
+
 def test_the_servers_page_lays_out_text_from_right_to_left(browser: Browser) -> None:
     process, address = start()
     try:
