@@ -9,9 +9,11 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+from typer.testing import CliRunner
 
 from polyvec import Embedder
 from polyvec.apps.cluster import write_map
+from polyvec.cli import app
 from polyvec.evaluation.report import html_report
 from polyvec.evaluation.run import comparisons, plan, run_cells
 from tests.browser.conftest import Browser
@@ -92,6 +94,25 @@ def test_the_servers_page_shows_the_answer_to_the_last_question(browser: Browser
         assert len(cells(browser, "matrix")) == 3
     finally:
         stop(process)
+
+
+def test_the_servers_page_says_what_is_wrong_until_it_is_right(browser: Browser, tmp_path: Path) -> None:
+    said = CliRunner().invoke(app, ["key", "team", str(tmp_path / "keys.toml")])
+    process, address = start("--api-keys", tmp_path / "keys.toml")
+    try:
+        browser.driver.get(address)
+        wait(browser, "authorization must be 'Bearer KEY'")
+        key = browser.driver.find_element(By.ID, "key")
+        key.send_keys("schlüssel", Keys.TAB)
+        wait(browser, "the API key must be letters of ASCII alone, got others")
+        key.clear()
+        key.send_keys(said.stdout, Keys.TAB)
+        WebDriverWait(browser.driver, 20).until(lambda d: d.find_element(By.ID, "status").text == "")
+        assert browser.driver.find_element(By.ID, "model").text == "polyvec-mini"
+    finally:
+        stop(process)
+    browser.driver.find_element(By.CSS_SELECTOR, "#compare button").click()
+    wait(browser, "the server must be reachable, got no answer")
 
 
 def test_the_servers_page_finds_the_ends_of_sentences_in_any_script(browser: Browser) -> None:
