@@ -118,9 +118,22 @@ def _json_rows(lines: Iterable[str], name: str, column: str) -> Iterator[Record 
 
 
 def are_unicode(values: Iterable[object]) -> bool:
-    """Whether the texts among ``values`` can be written; bytes that were no UTF-8 and half a pair of escapes cannot."""
+    """Whether the texts among ``values``, also in lists and objects, can be written.
+
+    Bytes that were no UTF-8 and half a pair of escapes cannot.
+    """
+    texts: list[str] = []
+    rest = list(values)
+    while rest:
+        value = rest.pop()
+        if isinstance(value, str):
+            texts.append(value)
+        elif isinstance(value, (list, tuple)):
+            rest += value
+        elif isinstance(value, dict):
+            rest += [*value, *value.values()]
     try:
-        "".join(value for value in values if isinstance(value, str)).encode()
+        "".join(texts).encode()
     except UnicodeEncodeError:
         return False
     return True

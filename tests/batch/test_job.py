@@ -412,6 +412,16 @@ def test_rows_without_a_text_are_set_aside_with_their_reason(tmp_path: Path, emb
     assert output.manifest["summary"]["rejected"] == 7
 
 
+def test_a_row_with_bytes_that_are_no_text_in_a_kept_object_is_set_aside(tmp_path: Path, embed: Embed) -> None:
+    source = tmp_path / "in.jsonl"
+    values = [b'{"a": ["b"]}', b'{"a": ["\xff"]}', b'{"\xff": ["b"]}']
+    source.write_bytes(b"".join(b'{"text": "one", "x": %b}\n' % value for value in values))
+    output = embed(source, tmp_path / "out", keep=("x",))
+    assert output.table["x"].to_pylist() == [{"a": ["b"]}]
+    assert [reject["row"] for reject in output.rejects] == ["in.jsonl:2", "in.jsonl:3"]
+    assert all(reject["reason"].startswith("must be UTF-8 text") for reject in output.rejects)
+
+
 def test_a_text_over_the_limit_is_set_aside_or_cut_and_marked(tmp_path: Path, embed: Embed, embedder: Embedder) -> None:
     long = "router " * (embedder.max_tokens + 5)
     source = write(tmp_path / "in.jsonl", ["one", long, "two"])
