@@ -82,6 +82,8 @@ def prepare(
         raise InputError(f"output must be a folder or the URL of one, got {output}: {error}") from error
     except ValueError as error:
         raise InputError(f"output must be a folder of whole files, got {output}: {error}; choose another") from error
+    if earlier is not None and not (isinstance(earlier, dict) and {"identity", "plan"} <= earlier.keys()):
+        raise InputError(f"output must be a new folder or one of an earlier job, got {output} with another {MANIFEST}")
     foreign = [name for name in names if name not in sizes and not name.startswith(("_", "."))]
     if earlier is None:
         foreign += [*names, *sizes]

@@ -18,7 +18,7 @@ from polyvec.batch.plan import Work
 from polyvec.batch.rows import Row
 from polyvec.batch.storage import WORK, Folder
 from polyvec.batch.trial import Trial, WorkerError
-from polyvec.errors import TruncationWarning
+from polyvec.errors import InputError, TruncationWarning
 from polyvec.inference.embedder import Embedder
 from polyvec.tasks import resolve_task
 from polyvec.text.tokenizer import Tokens
@@ -87,7 +87,7 @@ class Worker:
                 good.append((row, result))
             else:
                 rejects.append({"row": row.where, "id": row.kept.get("id"), "reason": result})
-        table = part_table([(row.kept, result) for row, result in good], self.schema, self.job.stamp)
+        table = self._table(good, piece.rows[0].where)
         receipt = {
             "part": part.name,
             **self._try(format_of(self.folder).write, self.folder, part.name, table),
@@ -103,6 +103,17 @@ class Worker:
         self._try(self.folder.write, receipt_name(part.name), data)
         trial.close()
         return receipt
+
+    def _table(self, good: list[tuple[Row, Result]], where: str) -> Any:
+        import pyarrow as pa
+
+        try:
+            return part_table([(row.kept, result) for row, result in good], self.schema, self.job.stamp)
+        except pa.ArrowException as error:  # a whole number that has no place in a column with fractions elsewhere
+            raise InputError(
+                f"columns that are kept must each have one type, got near {where}: {error}; "
+                "leave the column out of --keep and --id"
+            ) from error
 
     def _results(self, work: Work, trial: Trial) -> dict[str, Result | str]:
         """Return the result of every text of a slice: lent, borrowed, or embedded now."""

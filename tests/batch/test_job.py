@@ -422,6 +422,13 @@ def test_a_row_with_bytes_that_are_no_text_in_a_kept_object_is_set_aside(tmp_pat
     assert all(reject["reason"].startswith("must be UTF-8 text") for reject in output.rejects)
 
 
+def test_a_whole_number_that_a_fraction_elsewhere_leaves_no_place_is_one_sentence(tmp_path: Path, embed: Embed) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(f'{{"text": "a", "x": {x}}}\n' for x in [2**60 + 1] * 4 + [1.5]))
+    with pytest.raises(InputError, match=r"must each have one type, got near in\.jsonl:1: .*leave the column out"):
+        embed(source, tmp_path / "out", keep=("x",))
+
+
 def test_a_text_over_the_limit_is_set_aside_or_cut_and_marked(tmp_path: Path, embed: Embed, embedder: Embedder) -> None:
     long = "router " * (embedder.max_tokens + 5)
     source = write(tmp_path / "in.jsonl", ["one", long, "two"])
@@ -468,7 +475,10 @@ def test_bad_input_is_said_before_any_work(tmp_path: Path, plan: Plan) -> None:
     for source, fields, message in cases:
         with pytest.raises(InputError, match=message):
             plan(source, out, **fields)
-    for taken in ("used", "good.jsonl"):
+    for name, other in (("empty_object", "{}"), ("list", "[]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "_manifest.json").write_text(other)
+    for taken in ("used", "good.jsonl", "empty_object", "list"):
         with pytest.raises(InputError, match="output must be a"):
             plan(good, tmp_path / taken)
     assert not out.exists() and os.listdir(tmp_path / "used") == ["letter.txt"]
