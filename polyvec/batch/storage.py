@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +61,13 @@ class Folder:
             aside = self._at(f"{WORK}/{uuid.uuid4().hex}.partial")  # two writers of one name never meet
             for folder in (aside, target):
                 self.fs.create_dir(folder.rsplit("/", 1)[0])
-            self._put(aside, data)
-            self.fs.move(aside, target)
+            try:
+                self._put(aside, data)
+                self.fs.move(aside, target)
+            except OSError:  # of a full disk, which half a file at every try would keep full
+                with suppress(OSError):
+                    self.fs.delete_file(aside)
+                raise
         else:
             self._put(target, data)
 

@@ -500,6 +500,7 @@ def test_an_output_without_room_or_permission_is_said_and_finished_parts_stay(
         if data[:4] == b"PAR1":
             parts.append(path)
             if len(parts) > 2:
+                put(self, path, data[:9])
                 with open("/dev/full", "wb") as file:
                     file.write(data)
         put(self, path, data)
@@ -509,6 +510,7 @@ def test_an_output_without_room_or_permission_is_said_and_finished_parts_stay(
         run(ready, Here())
     monkeypatch.undo()
     assert not (tmp_path / "out" / "_manifest.json").exists()
+    assert not list((tmp_path / "out" / "_work").glob("*.partial"))
     run(plan(source, tmp_path / "out"), Here())
     assert len(Output(tmp_path / "out").table) == 26
 
