@@ -79,10 +79,11 @@ class Folder:
         from pyarrow.fs import FileType
 
         kind = self.fs.get_file_info(self._at(name)).type
-        if kind == FileType.Directory:
-            self.fs.delete_dir(self._at(name))
-        elif kind == FileType.File:
-            self.fs.delete_file(self._at(name))
+        with suppress(FileNotFoundError):  # another job of the folder removes it too
+            if kind == FileType.Directory:
+                self.fs.delete_dir(self._at(name))
+            elif kind == FileType.File:
+                self.fs.delete_file(self._at(name))
 
     def _put(self, path: str, data: bytes) -> None:
         with self.fs.open_output_stream(path, compression=None) as stream:

@@ -162,7 +162,11 @@ class Worker:
 
     def _read_lent(self, lender: str) -> dict[int, Result | str]:
         data = self.folder.read(lent_name(lender))
-        assert data is not None, "what a part borrows is embedded before it"
+        if data is None:  # embedded before this part; another job of the folder has ended meanwhile and cleaned up
+            raise WorkerError(
+                f"output must be of one job at a time, got {self.folder.location} without what {lender} lends; "
+                "run the same command again"
+            )
         return read_lent(data, self.job)
 
     def _try(self, write: Callable[..., T], *arguments: Any) -> T:

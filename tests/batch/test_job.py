@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -513,6 +515,34 @@ def test_an_output_without_room_or_permission_is_said_and_finished_parts_stay(
     assert not list((tmp_path / "out" / "_work").glob("*.partial"))
     run(plan(source, tmp_path / "out"), Here())
     assert len(Output(tmp_path / "out").table) == 26
+
+
+def test_a_job_whose_folder_another_has_finished_says_so_and_goes_on_the_next_time(
+    tmp_path: Path, embed: Embed, plan: Plan
+) -> None:
+    source = write(tmp_path / "in.jsonl")
+    first = embed(source, tmp_path / "first").parts()
+
+    def finish(progress: Any) -> None:
+        if progress.parts_done == 1:
+            shutil.copy(tmp_path / "first" / "_manifest.json", tmp_path / "out")
+            shutil.rmtree(tmp_path / "out" / "_work")
+
+    with pytest.raises(WorkerError, match=r"must be of one job at a time, got .*out without what part-\w+ lends"):
+        run(plan(source, tmp_path / "out"), Here(), finish)
+    assert embed(source, tmp_path / "out").parts() == first
+
+    class Shared:  # a file system on which somebody else removes a folder at the same time
+        def __getattr__(self, name: str) -> Any:
+            return getattr(ready.folder.fs, name)
+
+        def delete_dir(self, path: str) -> None:
+            ready.folder.fs.delete_dir(path)
+            ready.folder.fs.delete_dir(path)
+
+    ready = plan(source, tmp_path / "second")
+    run(replace(ready, folder=replace(ready.folder, fs=Shared())), Here())
+    assert Output(tmp_path / "second").parts() == first
 
 
 def test_another_model_on_a_machine_stops_the_job(tmp_path: Path, plan: Plan) -> None:
