@@ -114,8 +114,8 @@ class OnRay:
                 f"workers must be at most {most}, what the cluster has of {'GPU' if gpus else 'CPU'}, got {workers}"
             )
         self._cpus, self._gpus, self.memory_mb, self._cores = cpus, gpus, memory_mb, have.get("CPU", 0)
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # after ray.data is there, which sets it when it comes
         context.enable_progress_bars = False
         context.target_max_block_size = 1  # a block is one slice: what a death costs, and what a worker waits for
 
