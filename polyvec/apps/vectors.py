@@ -59,18 +59,20 @@ def add_vectors(index: Index, location: str, *, column: str = "text") -> tuple[i
 
 def _check(index: Index, output: Output, column: str) -> None:
     stamp, store = output.stamp, index.store.stamp
+    # First what another database does not mend.
+    if stamp["dtype"] not in ("float32", "float16"):
+        raise InputError(f"vectors must be float32 or float16 to be searched, got {stamp['dtype']}; see --dtype")
+    if column not in output.manifest["job"]["keep"]:
+        raise InputError(f"vectors must keep their texts under {column!r}, got none; embed with --keep {column}")
     found = (stamp["weights"], stamp["task"], stamp["dimensions"])
     wanted = (store["weights"], _TASK, store["dimensions"])
     options = ("model", "task", "dimensions")
     for what, option, got, need in zip(("weights", "task", "dimensions"), options, found, wanted, strict=True):
         if got != need:
+            other = f", or index into a new database with --dimensions {got}" if what == "dimensions" else ""
             raise InputError(
-                f"vectors must have the {what} of the database, {need}, got {got}; embed again with --{option}"
+                f"vectors must have the {what} of the database, {need}, got {got}; embed again with --{option}{other}"
             )
-    if stamp["dtype"] not in ("float32", "float16"):
-        raise InputError(f"vectors must be float32 or float16 to be searched, got {stamp['dtype']}; see --dtype")
-    if column not in output.manifest["job"]["keep"]:
-        raise InputError(f"vectors must keep their texts under {column!r}, got none; embed with --keep {column}")
 
 
 def _passage(row: dict[str, Any], column: str, *, is_chunked: bool) -> Passage:

@@ -149,7 +149,8 @@ def test_vectors_of_another_model_are_refused_with_its_option(
     [
         ({"task": "separation"}, "must have the task of the database, retrieval.passage, got separation"),
         ({"dtype": "binary"}, "must be float32 or float16 to be searched, got binary"),
-        ({"dimensions": 16}, "must have the dimensions of the database, 32, got 16"),
+        ({"dimensions": 16, "dtype": "binary"}, "must be float32 or float16 to be searched, got binary"),
+        ({"dimensions": 16}, "dimensions of the database, 32, got 16; .*or index into a new database with"),
         ({"keep": ()}, "must keep their texts under 'text', got none; embed with --keep text"),
     ],
 )
