@@ -132,7 +132,7 @@ def test_the_servers_page_finds_the_ends_of_sentences_in_any_script(browser: Bro
         stop(process)
 
 
-def test_the_servers_page_lays_out_text_from_right_to_left(browser: Browser) -> None:
+def test_the_servers_page_lays_out_text_from_right_to_left_and_long_words(browser: Browser) -> None:
     process, address = start()
     try:
         browser.driver.get(address)
@@ -145,6 +145,11 @@ def test_the_servers_page_lays_out_text_from_right_to_left(browser: Browser) -> 
         ends = "const box = (name) => document.querySelector(name).getBoundingClientRect().right;"
         gap = browser.driver.execute_script(ends + "return box('#passages') - box('#passages mark')")
         assert abs(gap) < 2  # it begins at the right
+        text.clear()
+        text.send_keys("https://a.example/" + "path" * 99)
+        browser.driver.find_element(By.ID, "query").send_keys(Keys.ENTER)
+        wait(browser, "Best: “\u2068https")
+        assert browser.overflow() <= 0
     finally:
         stop(process)
 
