@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
@@ -78,13 +79,17 @@ def read_suites(path: Path, *, kind: str | None = None, limit: int = 0, langs: C
         return [_failure_cases(path, limit)]
     groups: dict[str, list[Record]] = {}
     chosen = kind
-    for row in read_records(path, column=_first_column(path)):
+    for number, row in enumerate(read_records(path, column=_first_column(path)), start=1):
         if "en" in row and "text" in row and "label" not in row:
             row = {"text_a": row.pop("en"), "text_b": row.pop("text"), **row}
         chosen = chosen or _kind_of(row, path)
+        where = f"{path}: example {number}"
         missing = [c for c in _COLUMNS[chosen] if row.get(c) is None]
         if missing:
-            raise InputError(f"{path} must have the column {missing[0]!r} for {chosen}, got {', '.join(row)}")
+            raise InputError(
+                f"{where} must have the column {missing[0]!r} for {chosen}, got {', '.join(map(str, row))}"
+            )
+        row = {**row, **{c: _value(row[c], c, chosen, where) for c in _COLUMNS[chosen]}}
         if not langs or _group(row) in langs:
             groups.setdefault(_group(row), []).append(row)
     if chosen is None or not groups:
@@ -142,17 +147,40 @@ def _kind_of(row: Record, path: Path) -> str:
 
 def _plain(rows: list[Record], kind: str, path: Path) -> Pairs | Labelled:
     if kind == "clustering":
-        return Labelled([r["text"] for r in rows], [str(r["label"]) for r in rows])
+        return Labelled([r["text"] for r in rows], [r["label"] for r in rows])
     values = {"sts": "score", "pair-classification": "label"}.get(kind)
-    numbers = [_number(r[values], path, values) for r in rows] if values else []
+    numbers = [r[values] for r in rows] if values else []
     return Pairs([r["text_a"] for r in rows], [r["text_b"] for r in rows], numbers)
 
 
-def _number(value: Any, path: Path, column: str) -> float:
+def _value(value: Any, column: str, kind: str, where: str) -> Any:
+    """Return the value of a column of a suite's ``kind``: a text, a number, or a list of texts."""
+    if column == "score" or (column == "label" and kind == "pair-classification"):
+        return _number(value, where, column)
+    if column == "label":
+        label = "" if isinstance(value, float) and math.isnan(value) else str(value)
+        if isinstance(value, (list, dict)) or not label.strip():
+            raise InputError(f"{where}: 'label' must be a text or a number, and not blank, got {value!r:.60}")
+        return label
+    if column in ("positives", "negatives"):
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            raise InputError(f"{where}: {column!r} must be a list of texts, got {value!r:.60}; one row a query")
+        if not value and column == "positives":
+            raise InputError(f"{where}: 'positives' must hold at least one text, got none; leave the query out")
+        return value
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {column!r} must be a text, got {type(value).__name__}")
+    return value
+
+
+def _number(value: Any, where: str, column: str) -> float:
     try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: {column!r} must be a number, got {value!r}") from error
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{where}: {column!r} must be a finite number, got {value!r:.60}")
+    return number
 
 
 def _retrieval(rows: list[Record], kind: str, path: Path) -> Ranking:
@@ -165,9 +193,6 @@ def _retrieval(rows: list[Record], kind: str, path: Path) -> Ranking:
 
 
 def _reranking(rows: list[Record], kind: str, path: Path) -> Ranking:
-    for row in rows:
-        if not all(isinstance(row[c], list) for c in ("positives", "negatives")) or not row["positives"]:
-            raise InputError(f"{path}: 'positives' and 'negatives' must be lists, the first not empty; one row a query")
     texts = dict.fromkeys(t for r in rows for t in (*r["positives"], *r["negatives"]))
     ids = {text: f"p{i}" for i, text in enumerate(texts)}
     numbered = {f"q{i}": row for i, row in enumerate(rows)}
@@ -186,8 +211,8 @@ def _classification(rows: list[Record], kind: str, path: Path) -> Labelled:
         raise InputError(f"{path}: 'split' must hold train (or val) and test, got {', '.join(sorted(splits))}")
     train, test = ([r for r in rows if r["split"] == s] for s in (learnt, "test"))
     return Labelled(
-        [r["text"] for r in test], [str(r["label"]) for r in test],
-        [r["text"] for r in train], [str(r["label"]) for r in train],
+        [r["text"] for r in test], [r["label"] for r in test],
+        [r["text"] for r in train], [r["label"] for r in train],
     )  # fmt: skip
 
 
@@ -200,10 +225,16 @@ def read_beir(folder: Path, *, split: str = "test") -> Suite:
     corpus, queries = (_texts_by_id(folder / f"{name}.jsonl") for name in ("corpus", "queries"))
     path = folder / "qrels" / f"{split}.tsv"
     qrels: dict[str, dict[str, int]] = {}
-    for row in read_records(path, column="query-id"):
+    for number, row in enumerate(read_records(path, column="query-id"), start=1):
+        where = f"{path}: example {number}"
         if not row.get("corpus-id") or row.get("score") is None:
-            raise InputError(f"{path} must have the columns query-id, corpus-id, score, got {', '.join(map(str, row))}")
-        qrels.setdefault(row["query-id"], {})[row["corpus-id"]] = int(_number(row["score"], path, "score"))
+            raise InputError(
+                f"{where} must have the columns query-id, corpus-id, score, got {', '.join(map(str, row))}"
+            )
+        grade = _number(row["score"], where, "score")
+        if grade != int(grade):
+            raise InputError(f"{where}: 'score' must be a whole number, got {row['score']!r}; scale the grades")
+        qrels.setdefault(row["query-id"], {})[row["corpus-id"]] = int(grade)
     data = Ranking({q: t for q, t in queries.items() if q in qrels} or queries, corpus, qrels)
     try:
         check_ranking(data)
