@@ -6,6 +6,7 @@ them to the score, so that one function serves means, correlations and areas.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,8 @@ Observations = NDArray[np.float64]
 STATISTICS: dict[str, Callable[[Observations], float]] = {
     "mean": lambda rows: float(rows[:, 0].mean()),
     "spearman": lambda rows: spearman(rows[:, 0], rows[:, 1]),
-    "average_precision": lambda rows: average_precision(rows[:, 0], rows[:, 1]),
+    # Without a positive it is no score; scikit-learn's 0 would pull the interval of a few positives down.
+    "average_precision": lambda rows: average_precision(rows[:, 0], rows[:, 1]) if rows[:, 1].any() else math.nan,
     "weighted_f1": lambda rows: weighted_f1(rows[:, 0], rows[:, 1]),
 }
 RESAMPLES = 1000
@@ -39,11 +41,11 @@ class Difference:
 
 
 def interval(rows: Observations, statistic: str, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % percentile interval of a score. ``rows`` (n, columns)."""
-    low, high = np.nanpercentile(
-        [STATISTICS[statistic](rows[i]) for i in _draws(len(rows), resamples, seed)], (2.5, 97.5)
-    )
-    return float(low), float(high)
+    """Return the 95 % percentile interval of a score. ``rows`` (n, columns).
+
+    Resamples without a score, such as of one grade alone, are left out; where none is left the bounds are NaN.
+    """
+    return _bounds(_scored(np.array([STATISTICS[statistic](rows[i]) for i in _draws(len(rows), resamples, seed)])))
 
 
 def compare(first: Observations, second: Observations, statistic: str, *, resamples: int = RESAMPLES) -> Difference:
@@ -72,11 +74,20 @@ def compare_means(
         score = STATISTICS[statistic]
         drawn += [(score(after[i]) - score(before[i])) / len(first) for i in _draws(len(before), resamples, seed)]
         value += (score(after) - score(before)) / len(first)
-    low, high = np.nanpercentile(drawn, (2.5, 97.5))
+    drawn = _scored(drawn)  # else one without a score would count as a difference that is not 0
     # One is added so that no finite number of resamples claims certainty (Davison and Hinkley 1997, 4.2).
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    p = min(1.0, 2 * (float(tail) + 1) / (resamples + 1))
-    return Difference(value, float(low), float(high), p)
+    p = min(1.0, 2 * (float(tail) + 1) / (len(drawn) + 1))
+    return Difference(value, *_bounds(drawn), p)
+
+
+def _scored(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+    return drawn[np.isfinite(drawn)]
+
+
+def _bounds(drawn: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.percentile(drawn, (2.5, 97.5)) if len(drawn) else (math.nan, math.nan)
+    return float(low), float(high)
 
 
 def _draws(count: int, resamples: int, seed: int) -> Any:

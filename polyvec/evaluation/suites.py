@@ -189,6 +189,8 @@ def pair_classification(data: Pairs, first: Vectors, second: Vectors) -> Score:
     wrong = sorted(set(data.values) - {0.0, 1.0})
     if wrong:
         raise InputError(f"labels of pairs must be 0 or 1, got {wrong[0]:g}; name graded pairs 'score'")
+    if len(set(data.values)) < 2:
+        raise InputError(f"labels of pairs must be of both kinds, 0 and 1, got {data.values[0]:g} alone; add pairs")
     observations = np.stack([metrics.cosines(first, second), data.values], axis=1)
     return Score("cosine_ap", "average_precision", observations)
 
@@ -207,6 +209,8 @@ def classification(train: Vectors, train_labels: Sequence[str], test: Vectors, t
     An observation is a test text: how many of the ten got it right. Vectors (train, M) and (test, M).
     """
     linear_model = _sklearn("linear_model")
+    if len(set(train_labels)) < 2:
+        raise InputError(f"classification must learn at least two labels, got {train_labels[0]!r} alone; add texts")
     true, learnt = np.asarray(test_labels), np.asarray(train_labels)
     right = np.zeros(len(test))
     for chosen in undersamples(train_labels):

@@ -91,3 +91,16 @@ def test_means_over_languages_are_compared_language_by_language() -> None:
     assert (both.value, both.low, both.high) == pytest.approx((alone.value / 2, alone.low / 2, alone.high / 2))
     with pytest.raises(InputError, match="got 3 and 4"):
         compare_means([("mean", np.zeros((3, 1)))], [("mean", np.zeros((4, 1)))])
+
+
+def test_resamples_without_a_score_count_neither_for_nor_against() -> None:
+    cosines, grades = [0.1, 0.4, 0.2], [0.0, 0.0, 1.0]
+    rows = np.array([cosines, grades]).T
+    other = np.array([[0.4, 0.1, 0.2], grades]).T
+    # A third of the resamples has one grade alone. The two differ in the order of the first two rows, whose grades are
+    # equal, so nothing is gained.
+    assert compare(rows, other, "spearman").p == 1.0
+    low, _ = interval(rows, "average_precision")
+    assert low >= 1 / 3  # its one positive comes second, or lower where it is drawn once beside two of the first
+    nothing = interval(rows[:2], "average_precision")
+    assert np.isnan(nothing).all()

@@ -216,6 +216,8 @@ def test_vectors_that_are_not_finite_are_refused() -> None:
         (Suite("sts", "s", Pairs(["1"], ["1"], [1.0])), "grades must differ"),
         (Suite("sts", "s", Pairs([], [], [])), "at least one pair"),
         (Suite("pair-classification", "s", Pairs(["1"], ["1"], [0.5])), "labels of pairs must be 0 or 1, got 0.5"),
+        (Suite("pair-classification", "s", Pairs(["1", "2"], ["1", "3"], [1.0, 1.0])), "0 and 1, got 1 alone"),
+        (Suite("classification", "s", Labelled(["1"], ["a"], ["1", "2"], ["a", "a"])), "two labels, got 'a' alone"),
         (Suite("clustering", "s", Labelled([], [])), "at least one text"),
         (Suite("clustering", "s", Labelled(["1"], ["1"])), "at least two labels"),
         (Suite("classification", "s", Labelled(["1"], ["1"])), "texts to learn from"),
