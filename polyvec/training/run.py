@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import sys
 import types
 from collections.abc import Mapping
@@ -99,6 +100,7 @@ class Run:
                 not self.shares or (len(self.shares) == len(self.data) and min(self.shares) > 0),
                 f"one number greater than 0 for each of {len(self.data)} files of data",
             ),
+            "smoothing": (0 <= self.smoothing <= 1, "between 0 and 1"),
             "negatives": (self.negatives >= 0, "0 or more"),
             "guard": (self.guard >= 0, "0 or more"),
             "relation": (self.relation >= 0, "0 or more"),
@@ -106,6 +108,7 @@ class Run:
             "orthogonality": (self.orthogonality >= 0, "0 or more"),
             "hardness": (self.hardness >= 0, "0 or more"),
             "average": (0 <= self.average < 1, "at least 0 and less than 1"),
+            "seed": (0 <= self.seed < 2**63, "at least 0 and less than 2**63"),
             "save_every": (self.save_every >= 1, "at least 1"),
             "architecture": (
                 self.architecture in ("", *ARCHITECTURES),
@@ -170,9 +173,9 @@ def _typed(key: str, value: Any, kind: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return tuple(_typed(f"each of {key}", item, inner) for item in value)
         raise InputError(f"{key} must be a list of {_NAMES[inner]}, got {value!r}")
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 2**63:  # beyond, which TOML allows, it may be no float
         return float(value)
-    if type(value) is not kind:
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):  # TOML has inf and nan
         raise InputError(f"{key} must be {_NAMES[kind]}, got {value!r}")
     return value
 
@@ -189,4 +192,4 @@ def _parse(key: str, text: str, kind: type | types.GenericAlias | None) -> Any:
         raise InputError(f"--set {key} must be a TOML value, got {text!r}") from error
 
 
-_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_NAMES = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
