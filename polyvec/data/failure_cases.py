@@ -156,10 +156,10 @@ def quality_of(value: Any, where: str) -> float:
     """Return the quality of a row, which a CSV file holds as text. Raises ``InputError`` for what can be none."""
     try:
         quality = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         quality = math.nan
     if not 0 <= quality <= 1:
-        raise InputError(f"{where}: quality must lie between 0 and 1, got {value!r}")
+        raise InputError(f"{where}: quality must lie between 0 and 1, got {value!r:.60}")
     return quality
 
 

@@ -20,7 +20,7 @@ from polyvec.data.failure_cases import quality_of
 from polyvec.data.filters import overlaps
 from polyvec.data.languages import is_language
 from polyvec.errors import InputError, MissingExtraError, PolyvecError
-from polyvec.files import Record, are_unicode, checked_rows
+from polyvec.files import Record, are_unicode, as_text, checked_rows
 from polyvec.inputs import filesystem, input_columns, input_files, input_state, read_input
 
 #: Kind of dataset -> columns. ``lang`` and ``source`` group a batch; ``negatives`` are hard ones of a query;
@@ -268,6 +268,11 @@ def _checked(row: Record, columns: tuple[str, ...], where: str, purpose: str) ->
             )
         if column not in ("score", "label", "quality", "embedding") and not isinstance(row[column], str):
             raise InputError(f"{where}: {column!r} must be a text, got {type(row[column]).__name__}")
+    for column in columns if "embedding" not in columns and columns != COLUMNS["running text"] else ():
+        if column != "lang" and _is_blank(row[column]):
+            raise InputError(f"{where}: {column!r} must hold text, got nothing; fill it in or drop the row")
+    if "label" in columns and isinstance(row["label"], (list, dict)):
+        raise InputError(f"{where}: 'label' must be a text or a number, got {row['label']!r:.60}")
     if row.get("source") is not None and not isinstance(row["source"], str):
         raise InputError(f"{where}: 'source' must be a text or left out, got {row['source']!r:.60}")
     language_of(row, where)
@@ -285,6 +290,11 @@ def _checked(row: Record, columns: tuple[str, ...], where: str, purpose: str) ->
     return {**row, **{column: checks[column](row[column], where) for column in checks.keys() & set(columns)}}
 
 
+def _is_blank(value: Any) -> bool:
+    """Whether ``value`` says nothing; NaN is how data frames write a blank cell, and would be a class."""
+    return not as_text(value).strip() or (isinstance(value, float) and math.isnan(value))
+
+
 def language_of(row: Record, where: str) -> str:
     """Return the language of a row, empty where it names none. Raises ``InputError`` for what can be none."""
     lang = row.get("lang") or ""
@@ -299,17 +309,17 @@ def language_of(row: Record, where: str) -> str:
 def _score(value: Any, where: str) -> float:
     try:
         score = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         score = math.nan
     if not math.isfinite(score):
-        raise InputError(f"{where}: 'score' must be a finite number, got {value!r}")
+        raise InputError(f"{where}: 'score' must be a finite number, got {value!r:.60}")
     return score
 
 
 def _unit_vector(value: Any, where: str) -> NDArray[np.float32]:
     try:
         vector = np.asarray(value, np.float32)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         vector = np.zeros(0, np.float32)
     norm = float(np.linalg.norm(vector))
     if vector.ndim != 1 or not 0 < norm < math.inf:

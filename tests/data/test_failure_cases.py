@@ -66,6 +66,8 @@ def test_quality_prefers_the_better_answer_by_a_clear_gap() -> None:
     assert "fair" not in case.negatives  # nearly as good is no mistake
     with pytest.raises(InputError, match="quality must lie between 0 and 1, got 3"):
         list(quality_cases([{"query": "q", "answer": "a", "quality": 3}]))
+    with pytest.raises(InputError, match="quality must lie between 0 and 1, got 1000"):
+        list(quality_cases([{"query": "q", "answer": "a", "quality": 10**400}]))
 
 
 def test_written_cases_are_read_and_checked(tmp_path: Path) -> None:

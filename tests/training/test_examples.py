@@ -85,6 +85,9 @@ def test_a_teacher_s_vectors_come_as_an_array(tmp_path: Path) -> None:
     expected = vectors[[4, 0]] / np.linalg.norm(vectors[[4, 0]], axis=1, keepdims=True)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert found.dtype == np.float32
+    (tmp_path / "t.jsonl").write_bytes(lines([{**row, "embedding": [10**400]} for row in rows]))
+    with pytest.raises(InputError, match=r"example 1: 'embedding' must be a list of finite numbers, .* got \[1000"):
+        read_dataset(str(tmp_path / "t.jsonl"), "distillation")
 
 
 def test_the_row_at_fault_is_named_and_nothing_of_the_source_is_kept(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,16 @@ def test_a_new_adapter_starts_as_a_copy_or_as_no_change() -> None:
         ("retrieval", [{"query": "a", "passage": None}] * 9, {}, "example 1 must have the columns query, passage"),
         ("retrieval", [{"query": "a", "passage": 5}] * 9, {}, "example 1: 'passage' must be a text, got int"),
         ("text-matching", [{"text_a": "a", "text_b": "b", "score": "high"}] * 9, {}, "'score' must be a finite number"),
+        ("text-matching", [{"text_a": "a", "text_b": "b", "score": 10**400}] * 9, {}, "a finite number, got 1000"),
+        (
+            "text-matching",
+            [{"text_a": "a", "text_b": " ", "score": 1}] * 9,
+            {},
+            "1: 'text_b' must hold text, got nothing",
+        ),
+        ("classification", [{"text": "a", "label": ""}] * 9, {}, "1: 'label' must hold text, got nothing; fill it in"),
+        ("classification", [{"text": "a", "label": math.nan}] * 9, {}, "1: 'label' must hold text, got nothing"),
+        ("classification", [{"text": "a", "label": ["b"]}] * 9, {}, r"'label' must be a text or a number, got \['b'\]"),
         ("text-matching", [{"text_a": "a", "text_b": "b", "score": 1}] * 9, {}, "score must differ between examples"),
         ("classification", [{"text": f"t{i}", "label": i} for i in range(9)], {}, "two classes of 2 texts"),
         ("separation", EXAMPLES["separation"][:3], {}, "at least 8 examples, got 3"),
