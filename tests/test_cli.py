@@ -292,16 +292,19 @@ def test_train_tokenizer_writes_one_and_reports_each_language(tmp_path: Path) ->
     tokenizer = Tokenizer.from_file(output, vocab_size=900, bos_token_id=0, eos_token_id=2)
     assert len(tokenizer.encode("a text")) > 2
     with data.open("a", encoding="utf-8") as file:
-        file.write('{"text": " "}\n{"text": ""}\n')
-    total = len(corpus()) + 2
+        file.write('{"text": " "}\n{"text": ""}\n{"text": "...", "lang": "gd"}\n')
+    total = len(corpus()) + 3
     result = polyvec("train", "tokenizer", "--data", data, *options)
     assert f"{data}: left out 2 of {total} texts that are blank" in result.stderr
+    assert "gd: left out of the report, got no word in 1 texts" in result.stderr and '"lang": "en"' in result.stdout
     with data.open("a", encoding="utf-8") as file:
         file.write('{"text": "printer", "lang": "jp"}\n')
     result = polyvec("train", "tokenizer", "--data", data, "-o", tmp_path / "x.json", code=2)
     assert f"{data}: example {total + 1}: 'lang' must be a language's code (BCP 47), such as de" in result.stderr
     result = polyvec("train", "tokenizer", "--data", data, "--vocab-size", 10, "-o", tmp_path / "x.json", code=2)
     assert "vocab_size must be at least 300" in result.stderr and not (tmp_path / "x.json").exists()
+    result = polyvec("train", "tokenizer", "--data", data, "-o", tmp_path / "none" / "x.json", code=2)
+    assert "output folder must exist" in result.stderr  # before the row in jp
 
 
 def test_train_adapter_adds_a_task_that_embed_knows(tmp_path: Path, model_folder: Path) -> None:

@@ -176,17 +176,21 @@ def tokenizer(
     """Train a Unigram vocabulary, languages balanced, and print how many tokens each language's words take."""
     from dataclasses import asdict
 
-    from polyvec.atomic import whole_file
-    from polyvec.training.vocabulary import balanced_sample, fertility, read_texts, train_unigram
+    from polyvec.atomic import check_output, whole_file
+    from polyvec.training.vocabulary import balanced_sample, fertility, num_words, read_texts, train_unigram
 
     if vocab_size < 300 or characters < 1 or not 0 <= smoothing <= 1:
         raise InputError(
             "vocab_size must be at least 300, characters at least 1 and smoothing between 0 and 1, got "
             f"{vocab_size}, {characters} and {smoothing}"
         )
+    check_output(output)
     texts = read_texts(data, notice=lambda sentence: typer.echo(sentence, err=True))
     trained = train_unigram(balanced_sample(texts, budget_chars=characters, smoothing=smoothing), vocab_size=vocab_size)
     with whole_file(output) as partial:
         trained.save(str(partial))
-    for language in fertility(trained, {lang: own[:1000] for lang, own in texts.items()}):
+    shown = {lang: own[:1000] for lang, own in sorted(texts.items())}
+    for lang in [lang for lang, own in shown.items() if not num_words(own)]:
+        typer.echo(f"{lang}: left out of the report, got no word in {len(shown.pop(lang))} texts", err=True)
+    for language in fertility(trained, shown):
         typer.echo(json.dumps(asdict(language), ensure_ascii=False))

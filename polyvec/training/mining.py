@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
-from polyvec.atomic import whole_file
+from polyvec.atomic import check_output, whole_file
 from polyvec.data.failure_cases import entity_cases, overlap_cases, polar_cases, quality_cases
 from polyvec.data.negatives import bm25_candidates, mine_hard_negatives
 from polyvec.errors import InputError
@@ -32,6 +33,7 @@ def mine_file(
     """
     if count < 1 or not 0 < margin <= 1:
         raise InputError(f"count must be at least 1 and margin between 0 and 1, got {count} and {margin}")
+    _check_output(output)
     rows = list(read_examples(data, COLUMNS["pairs"], "mining"))
     passages = list(dict.fromkeys(row["passage"] for row in rows))
     place = {passage: i for i, passage in enumerate(passages)}
@@ -59,6 +61,7 @@ def cases_file(embedder: Embedder, data: str, output: Path, *, kind: str) -> tup
     """Write the failure cases of ``kind``, one of ``CASES``, made from ``data``; return cases and negatives written."""
     if kind not in CASES:
         raise InputError(f"kind must be one of {', '.join(CASES)}, got {kind!r}")
+    _check_output(output)
     rows = list(read_examples(data, CASES[kind], f"{kind} cases"))
     if kind == "polar":
         cases = polar_cases(rows)
@@ -71,10 +74,17 @@ def cases_file(embedder: Embedder, data: str, output: Path, *, kind: str) -> tup
         else:
             queries, passages = (_pieces(embedder, [pair[side] for pair in pairs]) for side in (0, 1))
             cases = overlap_cases(pairs, list(zip(queries, passages, strict=True)))
-    written = _write((case.to_record() for case in cases), output)
-    if not written[0]:
+    first = next(iter(cases), None)  # before the file is opened: one of that name stays where there is none
+    if first is None:
         raise InputError(f"{data} must hold material for {kind} cases, got none; see polyvec.data.failure_cases")
-    return written
+    return _write((case.to_record() for case in chain([first], cases)), output)
+
+
+def _check_output(output: Path) -> None:
+    """Raise ``InputError`` unless what is written under this name can be read again."""
+    if output.suffix not in (".jsonl", ".ndjson"):
+        raise InputError(f"output must be JSON Lines, a name ending in .jsonl, got {output.name!r}; rename it")
+    check_output(output)
 
 
 def _pieces(embedder: Embedder, texts: list[str]) -> list[list[int]]:

@@ -96,6 +96,12 @@ def train_unigram(
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"\p{N}|\p{P}|\p{S}"), "isolated")]
     )
+    least = len(kept | set(LEADING_SPECIALS)) + num_extra + 1
+    if vocab_size < least:  # the trainer leaves no character out
+        raise InputError(
+            f"vocab_size must be at least {least} for the {len(kept)} characters of the texts, got {vocab_size}; "
+            "raise it"
+        )
     tokenizer.train_from_iterator(
         rows,
         trainers.UnigramTrainer(
@@ -131,7 +137,7 @@ def fertility(tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]]) -> list[
     tokenizer.no_truncation()
     rows = []
     for lang, own in sorted(texts.items()):
-        words = sum(any(map(str.isalnum, word)) for text in own for word in text.split())
+        words = num_words(own)
         tokens = [token for e in tokenizer.encode_batch(list(own), add_special_tokens=False) for token in e.tokens]
         if not words or not tokens:
             raise InputError(f"texts of {lang!r} must hold words, got none in {len(own)} texts")
@@ -139,6 +145,11 @@ def fertility(tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]]) -> list[
         characters = sum(len("".join(text.split())) for text in own)
         rows.append(Fertility(lang, words, len(tokens) / words, characters / len(tokens), lost / len(tokens)))
     return rows
+
+
+def num_words(texts: Iterable[str]) -> int:
+    """Return how many runs between spaces have a letter or digit."""
+    return sum(any(map(str.isalnum, word)) for text in texts for word in text.split())
 
 
 def _with_bytes_and_mask(tokenizer: Tokenizer, byte_pieces: Sequence[str]) -> Tokenizer:

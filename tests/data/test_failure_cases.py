@@ -118,3 +118,22 @@ def test_files_of_pairs_become_files_of_negatives_and_cases(embedder: Embedder, 
         cases_file(embedder, str(data), output, kind="polar")
     with pytest.raises(InputError, match="margin between 0 and 1, got 3 and 2"):
         mine_file(embedder, str(data), output, count=3, margin=2)
+
+
+def test_an_output_that_cannot_be_is_told_before_the_work_and_one_that_is_stays(
+    embedder: Embedder, tmp_path: Path
+) -> None:
+    data, output = tmp_path / "pairs.jsonl", tmp_path / "cases.jsonl"
+    data.write_text("".join(json.dumps({"query": f"q {i}", "passage": f"{i} p"}) + "\n" for i in range(9)))
+    output.write_text("of before")
+    with pytest.raises(InputError, match="must hold material for entities cases, got none"):
+        cases_file(embedder, str(data), output, kind="entities")
+    assert output.read_text() == "of before"
+    for name, sentence in (
+        ("out.parquet", "output must be JSON Lines, a name ending in .jsonl, got 'out.parquet'"),
+        ("none/out.jsonl", "output folder must exist, got "),
+    ):
+        with pytest.raises(InputError, match=sentence):  # before the input, which is not there either
+            mine_file(embedder, "none.jsonl", tmp_path / name)
+        with pytest.raises(InputError, match=sentence):
+            cases_file(embedder, "none.jsonl", tmp_path / name, kind="overlap")

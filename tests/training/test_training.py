@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -445,6 +446,11 @@ def test_the_report_counts_tokens_of_words() -> None:
 def test_too_little_text_for_a_vocabulary_is_an_error() -> None:
     with pytest.raises(InputError, match="vocab_size 2000 needs more text"):
         train_unigram(["just a few words"] * 3, vocab_size=2000)
+    rng = random.Random(0)
+    texts = ["".join(rng.choices([chr(0x4E00 + i) for i in range(100)], k=40)) for _ in range(100)]
+    with pytest.raises(InputError, match="must be at least 362 for the 100 characters of the texts, got 361; raise it"):
+        train_unigram(texts, vocab_size=361)
+    assert train_unigram(texts, vocab_size=362).get_vocab_size() == 362
 
 
 class Given(torch.nn.Module):
