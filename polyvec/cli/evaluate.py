@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from polyvec.atomic import whole_file
+from polyvec.atomic import check_output, whole_file
 from polyvec.cli.common import plain_errors
 from polyvec.errors import InputError
 from polyvec.files import json_text
@@ -61,6 +61,8 @@ def evaluate(
 
     if not data and not mteb:
         raise InputError("evaluate needs DATA or --mteb, got neither")
+    if html is not None:
+        check_output(html)
     variants = variants_of(name for name in ablate or () if name != "width")
     suites = [suite for name in data or () for suite in open_suites(name, limit=limit, langs=lang or ())]
     systems: list[System] = []
@@ -98,19 +100,21 @@ def evaluate(
 def _print(results: Sequence[Row], tests: Sequence[Row]) -> None:
     from polyvec.evaluation.run import title
 
-    table = Table("model", "suite", "metric", "score (95 %)")
+    table = Table()
+    for heading in ("model", "suite", "metric", "score (95 %)"):
+        table.add_column(heading, overflow="fold")  # a name that is cut is no name
     for row in results:
         table.add_row(
             title(row, results).replace(", ", "\n"), f"{row['suite']} {row['group']}".strip(),
             f"{row['kind']}\n{row['metric']}",
             f"{100 * row['score']:.2f} ({100 * row['low']:.1f}-{100 * row['high']:.1f})",
         )  # fmt: skip
-    console = Console()
-    console.print(table)
+    # Names may hold [brackets] and :colons:, which are no markup.
+    Console(markup=False, highlight=False, emoji=False).print(table)
     for test in tests:
         suite = f"{test['suite']} {test['group']}".strip()
         span = f"{100 * test['low']:+.2f} to {100 * test['high']:+.2f}"
-        console.print(
+        typer.echo(
             f"{suite}: {test['second']} minus {test['first']}: {100 * test['difference']:+.2f} ({span}), "
             f"p = {test['p']:.3f}"
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from typing import Any
 
@@ -22,23 +24,11 @@ caption { font-size: 1.5em; font-weight: bold; text-align: left; margin: 1rem 0 
 
 def html_report(results: Sequence[Row], tests: Sequence[Row]) -> str:
     """Return the page: every suite, languages as a heat map, quality against size, length and time, and all numbers."""
-    plots = [
-        _by_suite(results),
-        _by_language(results),
-        _curves(
-            "Quality against dimensions", "kept components", results, lambda r: r["dimensions"],
-            lambda r: f"{_system(r, results)}, {r['kind']}, {r['dtype']}",
-        ),
-        _curves(
-            "Quality against bytes", "bytes of a text's vectors", results, lambda r: r["bytes_per_vector"],
-            lambda r: f"{_system(r, results)}, {r['kind']}, {r['dtype']}",
-        ),
-        _curves(
-            "Quality against length", "tokens of a document", results, lambda r: r["num_tokens"],
-            lambda r: f"{title(r, results)}, {r['suite']} {r['group'].removesuffix(str(r['num_tokens'])).strip()}",
-        ),
-        _by_time(results),
-    ]  # fmt: skip
+    with _readers_fonts():
+        # A name between two dollars is no formula.
+        plots = _plots(
+            [{**r, **{key: r[key].replace("$", r"\$") for key in ("model", "suite", "group")}} for r in results]
+        )
     score_rows = [
         [
             title(r, results), f"{r['suite']} {r['group']}", f"{r['kind']}, {r['metric']}", f"{100 * r['score']:.2f}",
@@ -74,6 +64,38 @@ def html_report(results: Sequence[Row], tests: Sequence[Row]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
+
+
+def _plots(results: Sequence[Row]) -> list[str]:
+    return [
+        _by_suite(results),
+        _by_language(results),
+        _curves(
+            "Quality against dimensions", "kept components", results, lambda r: r["dimensions"],
+            lambda r: f"{_system(r, results)}, {r['kind']}, {r['dtype']}",
+        ),
+        _curves(
+            "Quality against bytes", "bytes of a text's vectors", results, lambda r: r["bytes_per_vector"],
+            lambda r: f"{_system(r, results)}, {r['kind']}, {r['dtype']}",
+        ),
+        _curves(
+            "Quality against length", "tokens of a document", results, lambda r: r["num_tokens"],
+            lambda r: f"{title(r, results)}, {r['suite']} {r['group'].removesuffix(str(r['num_tokens'])).strip()}",
+        ),
+        _by_time(results),
+    ]  # fmt: skip
+
+
+@contextmanager
+def _readers_fonts() -> Iterator[None]:
+    """Leave the letters of plots to the fonts of who reads the page: matplotlib's have none of half the scripts."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingExtraError.of("the HTML report", "evaluate") from error
+    with matplotlib.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 def _system(row: Row, results: Sequence[Row]) -> str:
@@ -199,11 +221,9 @@ def _comparable(results: Sequence[Row]) -> list[Row]:
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
-    try:
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError.of("the HTML report", "evaluate") from error
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height))  # no pyplot: it would keep every figure and look for a screen
     FigureCanvasSVG(figure)
     axes = figure.subplots()

@@ -176,6 +176,24 @@ def test_vectors_with_nan_end_a_run_and_leave_what_is_there(tmp_path: Path) -> N
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_names_of_any_script_and_sign_are_shown_as_they_are(tmp_path: Path) -> None:
+    names = ["data[red] :smile:", "cost$\\frac$", "评估", "a_name_that_is_wider_than_a_terminal" * 3]
+    for name in names:
+        (tmp_path / f"{name}.jsonl").write_text('{"query": "rain?", "passage": "Rain falls.", "source": "[/red]"}\n')
+    command = ["evaluate", *(str(tmp_path / f"{name}.jsonl") for name in names), "--model", "bm25"]
+    command += ["-o", str(tmp_path / "out"), "--html"]
+    page = tmp_path / "page.html"
+    result = CliRunner().invoke(app, [*command, str(page)])
+    assert result.exit_code == 0 and "warning" not in result.stderr, result.output
+    suites = "".join(line.split("│")[2].strip() for line in result.stdout.splitlines() if line.count("│") == 5)
+    plots = re.sub("<[^>]*>", "", page.read_text(encoding="utf-8").split("<table>")[0])
+    for name in names:
+        assert f"{name}[/red]".replace(" ", "") in suites.replace(" ", "")
+        assert name in plots
+    result = CliRunner().invoke(app, [*command, str(tmp_path / "none" / "page.html")])
+    assert result.exit_code == 2 and "output folder must exist" in result.stderr
+
+
 def test_two_files_of_one_name_end_the_command_before_any_work(tmp_path: Path) -> None:
     files = [tmp_path / folder / "test.jsonl" for folder in ("mine", "yours")]
     for file in files:
