@@ -8,6 +8,8 @@ has in memory already are checked in the same way and stay there.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +49,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 INFERENCE = ("entailment", "neutral", "contradiction")
 _OVERLAPPING = "that share nearly all their words"
 _FEWEST = 8  # examples; fewer teach nothing but themselves
+_LOOKED_AT = 1000  # examples of a source that tell it from its later self
 _BLOCK = 10_000  # examples that are in memory while all are walked through
 
 
@@ -73,6 +76,12 @@ class Dataset:
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]
             yield from zip(*(block[column] for column in columns), strict=True)
+
+    def state(self) -> str:
+        """Return what tells these examples from others: their number, and a hash of up to a thousand all over them."""
+        numbers = np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT).astype(int)).tolist()
+        content = json.dumps(self.take(numbers), default=lambda array: array.tolist(), sort_keys=True)
+        return f"{len(self)} of hash {hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
     def embeddings(self, numbers: Sequence[int]) -> NDArray[np.float32]:
         """Return the (n, D) teacher's vectors of these numbers."""

@@ -77,6 +77,8 @@ def run_stage(
         encoder, companions = _open(run)
         tokenizer_file = companions / "tokenizer.json" if companions.is_dir() else companions
         datasets = _read(run, encoder.config, tokenizer_file, records or {})
+        # Names alone would let a run go on with other examples under them, to weights that no run gives.
+        checkpoint.run["examples"] = [dataset.state() for dataset in datasets]
         released = encoder.config
         if run.rope_theta:
             encoder.config = replace(released, rope_theta=run.rope_theta)

@@ -110,6 +110,13 @@ def test_a_run_records_itself_and_refuses_another(make: Callable[..., Run]) -> N
     assert run_stage(run)  # done already: nothing to do
     with pytest.raises(InputError, match="same run, got learning_rate 0.003 instead of 0.1"):
         run_stage(replace(run, learning_rate=0.1))
+    data = Path(run.data[0])
+    lines = data.read_text().splitlines(keepends=True)
+    data.write_text("".join([*lines[1:], lines[0]]))
+    with pytest.raises(InputError, match=r"same run, got examples \['\d+ of hash .* give this run a folder of its own"):
+        run_stage(run)
+    data.write_text("".join(lines))  # at another time, which makes no other run
+    assert run_stage(run)
 
 
 def test_two_processes_equal_one(make: Callable[..., Run], tmp_path: Path) -> None:
