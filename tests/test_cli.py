@@ -320,6 +320,9 @@ def test_train_adapter_adds_a_task_that_embed_knows(tmp_path: Path, model_folder
         "train", "adapter", "--data", data, "--kind", "ranking", "--name", "x", "-o", tmp_path / "x", code=2
     )
     assert result.stderr.startswith("error: kind must be one of retrieval")
+    options = ("--kind", "separation", "--name", "", "-o", tmp_path / "x")
+    result = polyvec("train", "adapter", "--data", data, "--model", model_folder, *options, code=2)
+    assert "got none; name the new task" in result.stderr and not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,8 @@ def adapter(
         raise MissingExtraError.of("train", "train") from error
     if kind not in _STAGES:
         raise InputError(f"kind must be one of {', '.join(_STAGES)}, got {kind!r}")
+    if not name:  # to a run it says that the stage's own adapters learn
+        raise InputError("name must be letters, digits, '.', '_' and '-', got none; name the new task")
     _train(
         Run(
             stage=_STAGES[kind], adapter=name, data=tuple(data), output=str(output),
