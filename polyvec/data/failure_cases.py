@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,8 +163,9 @@ def quality_of(value: Any, where: str) -> float:
     return quality
 
 
-def read_cases(path: Path) -> list[Case]:
-    """Return the cases of a file with columns ``query``, ``passage`` and ``negatives``, a list of 1 to any number.
+def read_cases(path: Path, langs: Collection[str] = ()) -> list[Case]:
+    """Return the cases of a file with columns ``query``, ``passage`` and ``negatives``, a list of 1 to any number;
+    with ``langs`` those of these languages, or sources, alone.
 
     Raises ``InputError`` naming file and row for what is missing, empty, or both answer and negative.
     """
@@ -182,7 +183,9 @@ def read_cases(path: Path) -> list[Case]:
             raise InputError(
                 f"{path}: example {number}: 'passage' must not be a negative too, got {row['passage']!r:.40}"
             )
-        cases.append(Case(row["query"], row["passage"], tuple(negatives)))
+        if not langs or str(row.get("lang") or row.get("source") or "") in langs:
+            cases.append(Case(row["query"], row["passage"], tuple(negatives)))
     if not cases:
-        raise InputError(f"{path} must hold at least one case, got none")
+        which = f" of {', '.join(langs)}" if langs else ""
+        raise InputError(f"{path} must hold at least one case{which}, got none")
     return cases

@@ -76,7 +76,7 @@ def read_suites(path: Path, *, kind: str | None = None, limit: int = 0, langs: C
     if path.suffix.lower() not in TABLE_SUFFIXES:
         raise InputError(f"{path} must be a folder, {', '.join(TABLE_SUFFIXES)}; convert it, or name the folder")
     if kind == "failure-cases":
-        return [_failure_cases(path, limit)]
+        return [_failure_cases(path, limit, langs)]
     groups: dict[str, list[Record]] = {}
     chosen = kind
     for number, row in enumerate(read_records(path, column=_first_column(path)), start=1):
@@ -114,11 +114,11 @@ def _group(row: Record) -> str:
     return str(row.get("lang") or row.get("source") or "")
 
 
-def _failure_cases(path: Path, limit: int) -> Suite:
+def _failure_cases(path: Path, limit: int, langs: Collection[str]) -> Suite:
     """Rank the answer of each case among its own negatives, as the paper's hand-made examples (section 6.4)."""
     rows = [
         {"query": case.query, "positives": [case.passage], "negatives": list(case.negatives)}
-        for case in read_cases(path)[: limit or None]
+        for case in read_cases(path, langs)[: limit or None]
     ]
     return Suite("failure-cases", path.stem, _reranking(rows, "failure-cases", path), source=str(path))
 

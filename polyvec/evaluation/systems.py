@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -65,6 +66,8 @@ def open_system(name: str, *, engine: str = "auto", rope_theta: float | None = N
         if rope_theta is not None:
             raise InputError(f"rope_theta needs a model of polyvec, got {name}; leave one of the two out")
         return open_peer(name)
+    if rope_theta is not None and not 1 < rope_theta < math.inf:
+        raise InputError(f"rope_theta must be a finite number greater than 1, got {rope_theta}; 10000 is common")
     model = None if name == MINI else name
     if rope_theta is None:
         return of_embedder(Embedder(model, engine=engine), name)

@@ -74,6 +74,12 @@ def test_written_cases_are_read_and_checked(tmp_path: Path) -> None:
     path = tmp_path / "cases.jsonl"
     path.write_text(json.dumps({"query": "q", "passage": "p", "negatives": ["n"]}) + "\n")
     assert read_cases(path)[0].negatives == ("n",)
+    path.write_text(
+        path.read_text() + json.dumps({"query": "f", "passage": "p", "negatives": ["n"], "lang": "fr"}) + "\n"
+    )
+    assert [case.query for case in read_cases(path, ["fr"])] == ["f"]
+    with pytest.raises(InputError, match="at least one case of de, got none"):
+        read_cases(path, ["de"])
     for row, sentence in (
         ({"query": "q", "passage": "p"}, "a list of texts 'negatives', got 'p' and None"),
         ({"query": "q", "passage": "p", "negatives": []}, "a list of texts 'negatives'"),

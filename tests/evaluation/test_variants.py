@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -137,6 +138,9 @@ def test_another_theta_changes_long_texts_alone(model_folder: Path) -> None:
     assert other.weights != same.weights != graph.weights and other.name.endswith("rope theta 100")
     with pytest.raises(InputError, match="rope_theta needs a model of polyvec, got bm25"):
         open_system("bm25", rope_theta=1.0)
+    for theta in (1.0, -5.0, math.nan, math.inf):
+        with pytest.raises(InputError, match=f"rope_theta must be a finite number greater than 1, got {theta}"):
+            open_system(str(model_folder), rope_theta=theta)
 
 
 def test_the_command_measures_every_ablation(model_folder: Path, tmp_path: Path) -> None:
