@@ -67,13 +67,13 @@ class InputFile:
     def suffix(self) -> str:
         """What tells the format, without the compression."""
         path = Path(self.path)
-        return (Path(path.stem) if path.suffix in _COMPRESSED else path).suffix.lower()
+        return (Path(path.stem) if path.suffix.lower() in _COMPRESSED else path).suffix.lower()
 
     def open_text(self, fs: Any, *, newline: str | None) -> IO[str]:
         """Return the file as text; a byte that is not UTF-8 becomes a lone surrogate, which the row's check finds."""
         import io
 
-        stream = fs.open_input_stream(self.path, compression=_COMPRESSED.get(Path(self.path).suffix))
+        stream = fs.open_input_stream(self.path, compression=_COMPRESSED.get(Path(self.path).suffix.lower()))
         return io.TextIOWrapper(stream, encoding=TEXT_ENCODING, errors="surrogateescape", newline=newline)
 
 

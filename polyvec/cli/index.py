@@ -11,6 +11,7 @@ import typer
 from polyvec.apps.documents import MAX_MEGABYTES
 from polyvec.apps.index import Index
 from polyvec.apps.vectors import add_vectors
+from polyvec.batch.output import Output
 from polyvec.cli.common import Column, Dimensions, EngineName, Model, plain_errors, report_failures
 from polyvec.errors import InputError
 from polyvec.inference.embedder import Embedder
@@ -45,6 +46,8 @@ def index(
     """
     if bool(paths) == (vectors is not None):
         raise InputError(f"index needs PATHS or --vectors, one of the two, got {'both' if paths else 'neither'}")
+    if vectors is not None and dimensions is None:  # a new database has their width; an empty one of another is no use
+        dimensions = Output(vectors).stamp["dimensions"]
     opened = Index(database, Embedder(model, engine=engine), dimensions=dimensions, dtype=dtype, create=True)
     if vectors is not None:
         added, removed = add_vectors(opened, vectors, column=column)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from polyvec import Embedder
 from polyvec.apps.index import Index
@@ -16,6 +17,7 @@ from polyvec.batch.engines import Here
 from polyvec.batch.job import Job
 from polyvec.batch.output import Output
 from polyvec.batch.run import prepare, run
+from polyvec.cli import app
 from polyvec.cli.common import make_stamp
 from polyvec.errors import InputError
 
@@ -161,3 +163,16 @@ def test_vectors_that_cannot_be_searched_are_refused(
         add_vectors(Index(tmp_path / "db", embedder, create=True), embed(**fields))
     with pytest.raises(InputError, match="must be a folder with a _manifest.json, got"):
         add_vectors(Index(tmp_path / "db", embedder, create=True), str(tmp_path / "docs"))
+
+
+def test_a_new_database_has_the_width_of_the_vectors(
+    tmp_path: Path, embed: Callable[..., str], embedder: Embedder
+) -> None:
+    output, database = embed(dimensions=16), str(tmp_path / "db")
+    command = ["index", "--vectors", output, "-d", database, "--model", str(embedder.folder)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0 and "5 added; 5 passages" in result.stderr, result.stderr
+    assert Index(database, embedder).store.dimensions == 16
+    result = CliRunner().invoke(app, [*command[:2], embed(into="whole"), *command[3:]])
+    assert result.exit_code == 2 and "must meet the model that made it" in result.stderr
+    assert "with 16 dimensions, or index into a new database" in result.stderr

@@ -63,7 +63,8 @@ def test_every_row_is_there_once_in_order_with_what_was_kept(tmp_path: Path, emb
 def test_every_format_gives_the_same_vectors(tmp_path: Path, embed: Embed) -> None:
     plain = write(tmp_path / "in.jsonl")
     data = plain.read_bytes()
-    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(data))
+    for name in ("in.jsonl.gz", "in.JSONL.GZ"):
+        (tmp_path / name).write_bytes(gzip.compress(data))
     (tmp_path / "in.jsonl.zst").write_bytes(zstandard.compress(data))
     (tmp_path / "in.csv").write_text("key,text,lang\n" + "".join(f'{i},"{t}",en\n' for i, t in enumerate(TEXTS)))
     table = pa.table({"text": TEXTS, "lang": ["en"] * 26, "key": range(26)})
@@ -71,7 +72,7 @@ def test_every_format_gives_the_same_vectors(tmp_path: Path, embed: Embed) -> No
     (tmp_path / "in.txt").write_text("".join(f"{t}\n" for t in TEXTS))
     lancedb.connect(tmp_path).create_table("in", table)
     first = embed(plain, tmp_path / "out", dtype="int8").table
-    for name in ("in.jsonl.gz", "in.jsonl.zst", "in.csv", "in.parquet", "in.txt", "in.lance"):
+    for name in ("in.jsonl.gz", "in.JSONL.GZ", "in.jsonl.zst", "in.csv", "in.parquet", "in.txt", "in.lance"):
         found = embed(tmp_path / name, tmp_path / f"out-{name}".replace(".", "-"), dtype="int8").table
         assert found["embedding"].equals(first["embedding"]), name
         assert found["id"].to_pylist() == [f"{name}:{i + 1}" for i in range(26)]
