@@ -188,13 +188,22 @@ def _num_characters(suite: Suite) -> int:
     return sum(map(len, data.queries.values())) + sum(map(len, data.corpus.values()))
 
 
+#: What tables, reports and tests take from a result.
+_COLUMNS = {
+    "model", "engine", "kind", "suite", "group", "num_tokens", "dimensions", "dtype", "variant", "metric", "score",
+    "low", "high", "bytes_per_vector", "texts_per_second", "statistic", "observations",
+}  # fmt: skip
+
+
 def _read(cell: Cell, folder: Path) -> Row | None:
     path = folder / cell.file_name
     if not path.exists():
         return None
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
-        stamp = row["stamp"]
+        stamp = dict(row["stamp"])
+        if missing := _COLUMNS - row.keys():  # else what is printed last would find out
+            raise KeyError(*sorted(missing))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} must be a result of this command, got: {error!r}; move it away") from error
     for key, value in cell.stamp.items():

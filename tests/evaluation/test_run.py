@@ -53,9 +53,18 @@ def test_a_result_of_other_weights_or_data_is_refused_and_kept(tmp_path: Path) -
     with pytest.raises(InputError, match="must be of the same data"):
         run_cells(plan([random_system()], [other]), tmp_path)
     assert path.read_bytes() == before
-    path.write_text("{}")
-    with pytest.raises(InputError, match="must be a result of this command"):
-        run_cells(plan([random_system()], [SUITE]), tmp_path)
+    row = json.loads(before)
+    for damaged in (
+        {},
+        {"stamp": []},
+        {"stamp": row["stamp"]},
+        {**row, "stamp": []},
+        {**row, "stamp": "w1"},
+        row["stamp"],
+    ):
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(InputError, match="must be (a result of this command|of the same protocol)"):
+            run_cells(plan([random_system()], [SUITE]), tmp_path)
 
 
 def test_a_width_beyond_the_model_is_named() -> None:
