@@ -46,7 +46,7 @@ def evaluate(
     ] = None,
     lang: Annotated[list[str] | None, typer.Option(help="Languages (or sources) of tables; all if left out.")] = None,
     limit: Annotated[
-        int, typer.Option(min=0, help="First rows read of each language of a table, or all (0, or classification).")
+        int, typer.Option(min=0, help="First rows of a language, or queries of a folder; all if 0, or classification.")
     ] = 0,
     mteb: Annotated[list[str] | None, typer.Option(help="Benchmark or task of MTEB, from the hub; repeat it.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of results; a run goes on there.")] = Path(

@@ -67,12 +67,15 @@ def open_suites(name: str, *, limit: int = 0, langs: Collection[str] = ()) -> li
 def read_suites(path: Path, *, kind: str | None = None, limit: int = 0, langs: Collection[str] = ()) -> list[Suite]:
     """Return the suites in a folder of BEIR's layout or a table; ``kind`` where the columns leave a choice.
 
-    ``limit`` keeps the first rows of each language of a table; 0 keeps all. ``langs`` keeps those languages or sources.
+    ``limit`` keeps the first rows of each language of a table and the first queries of a folder; 0 keeps all. ``langs``
+    keeps those languages or sources.
     """
     if kind is not None and kind not in TASKS:
         raise InputError(f"kind must be one of {', '.join(TASKS)}, got {kind!r}")
     if path.is_dir():
-        return [read_beir(path)]
+        if langs:
+            raise InputError(f"{path} must be a table for its languages to be chosen, got a folder; leave --lang out")
+        return [read_beir(path, limit=limit)]
     if path.suffix.lower() not in TABLE_SUFFIXES:
         raise InputError(f"{path} must be a folder, {', '.join(TABLE_SUFFIXES)}; convert it, or name the folder")
     if kind == "failure-cases":
@@ -207,8 +210,11 @@ def _reranking(rows: list[Record], kind: str, path: Path) -> Ranking:
 def _classification(rows: list[Record], kind: str, path: Path) -> Labelled:
     splits = {r["split"] for r in rows}
     learnt = "train" if "train" in splits else "val"
-    if not {learnt, "test"} <= splits:
-        raise InputError(f"{path}: 'split' must hold train (or val) and test, got {', '.join(sorted(splits))}")
+    if not {learnt, "test"} <= splits <= {"train", "val", "test"}:
+        raise InputError(
+            f"{path}: 'split' must be train, val or test, with test and one of the others, got "
+            f"{', '.join(sorted(splits))}; rename them, or drop the rows"
+        )
     train, test = ([r for r in rows if r["split"] == s] for s in (learnt, "test"))
     return Labelled(
         [r["text"] for r in test], [r["label"] for r in test],
@@ -216,11 +222,12 @@ def _classification(rows: list[Record], kind: str, path: Path) -> Labelled:
     )  # fmt: skip
 
 
-def read_beir(folder: Path, *, split: str = "test") -> Suite:
+def read_beir(folder: Path, *, split: str = "test", limit: int = 0) -> Suite:
     """Return the retrieval suite of ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/SPLIT.tsv``.
 
-    Title and text of a passage are joined by a blank, as MTEB does. Raises ``InputError`` for a file that is missing,
-    an id that comes twice, and judgements of ids that no text has.
+    ``limit`` keeps the first queries that are judged, among all passages; 0 keeps all. Title and text of a passage are
+    joined by a blank, as MTEB does. Raises ``InputError`` for a file that is missing, an id that comes twice, and
+    judgements of ids that no text has.
     """
     corpus, queries = (_texts_by_id(folder / f"{name}.jsonl") for name in ("corpus", "queries"))
     path = folder / "qrels" / f"{split}.tsv"
@@ -235,6 +242,9 @@ def read_beir(folder: Path, *, split: str = "test") -> Suite:
         if grade != int(grade):
             raise InputError(f"{where}: 'score' must be a whole number, got {row['score']!r}; scale the grades")
         qrels.setdefault(row["query-id"], {})[row["corpus-id"]] = int(grade)
+    if limit:
+        judged = [q for q in queries if q in qrels][:limit]
+        qrels = {q: grades for q, grades in qrels.items() if q in judged or q not in queries}
     data = Ranking({q: t for q, t in queries.items() if q in qrels} or queries, corpus, qrels)
     try:
         check_ranking(data)

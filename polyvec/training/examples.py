@@ -288,6 +288,8 @@ def _checked(row: Record, columns: tuple[str, ...], where: str, purpose: str) ->
     negatives = row.get("negatives")
     if negatives is not None and not (isinstance(negatives, list) and all(isinstance(n, str) for n in negatives)):
         raise InputError(f"{where}: 'negatives' must be a list of texts, got {negatives!r:.60}")
+    if any(not negative.strip() for negative in negatives or ()):
+        raise InputError(f"{where}: 'negatives' must hold text, got a blank one; leave it out")
     texts = (*(row[column] for column in columns), row.get("lang"), row.get("source"), *(negatives or ()))
     if not are_unicode(texts):
         raise InputError(f"{where} must be UTF-8 text, got bytes or surrogates that are none")
@@ -330,7 +332,7 @@ def _unit_vector(value: Any, where: str) -> NDArray[np.float32]:
         vector = np.asarray(value, np.float32)
     except (TypeError, ValueError, OverflowError):
         vector = np.zeros(0, np.float32)
-    norm = float(np.linalg.norm(vector))
+    norm = float(np.linalg.norm(vector.astype(np.float64)))  # squares of float32 end at 1e38
     if vector.ndim != 1 or not 0 < norm < math.inf:
         raise InputError(f"{where}: 'embedding' must be a list of finite numbers, not all 0, got {value!r:.60}")
-    return vector / np.float32(norm)
+    return (vector / norm).astype(np.float32)

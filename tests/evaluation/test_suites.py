@@ -49,6 +49,15 @@ def test_retrieval_finds_what_lies_nearest(tmp_path: Path) -> None:
     )
 
 
+def test_a_folder_of_beir_is_read_up_to_a_limit_and_has_no_languages(tmp_path: Path) -> None:
+    folder = beir(tmp_path / "set")
+    (suite,) = read_suites(folder, limit=1)
+    assert isinstance(suite.data, Ranking)
+    assert list(suite.data.queries) == ["q0"] and suite.data.qrels == {"q0": {"d0": 1}} and len(suite.data.corpus) == 4
+    with pytest.raises(InputError, match="must be a table for its languages to be chosen, got a folder; leave --lang"):
+        read_suites(folder, langs=["de"])
+
+
 def test_equal_scores_rank_as_in_trec_eval() -> None:
     def same(texts: Sequence[str], task: str) -> Vectors:
         return EYE[[0] * len(texts)]
@@ -149,7 +158,8 @@ def test_languages_are_suites_of_their_own(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "x", "label": ["a"]}\n', r"a text or a number, and not blank, got \['a'\]"),
         ("a.csv", "text,label\nx,a\ny,\n", "example 2: 'label' must be a text or a number, and not blank, got ''"),
         ("a.jsonl", '{"text": "x", "label": NaN}\n', "and not blank, got nan"),
-        ("a.csv", "text,label,split\nx,a,test\n", "'split' must hold train .* got test"),
+        ("a.csv", "text,label,split\nx,a,test\n", "'split' must be train, val or test, with .* got test"),
+        ("a.csv", "text,label,split\nx,a,test\nx,a,train\nx,a,dev\n", "'split' must be .* got dev, test, train"),
         ("a.csv", "text_a,text_b,score\n", "must hold at least one row, got none"),
         ("a.pdf", "x", "must be a folder, .jsonl"),
         ("a.jsonl", '{"query": "x", "positives": "y", "negatives": []}\n', "'positives' must be a list of texts"),

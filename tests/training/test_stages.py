@@ -563,6 +563,7 @@ def test_data_that_does_not_fit_is_named(make: Callable[..., Run], tmp_path: Pat
         ({"query": "q", "passage": "p", "lang": "English"}, "example 1: 'lang' must be a language's code (BCP 47)"),
         ({"query": "q", "passage": "p", "lang": "fr_CA", "source": 7}, "'source' must be a text or left out, got 7"),
         ({"query": "q", "passage": "p", "negatives": "n"}, "'negatives' must be a list of texts"),
+        ({"query": "q", "passage": "p", "negatives": ["n", " "]}, "'negatives' must hold text, got a blank one"),
         ({"query": "q", "passage": "p"}, "must hold at least 8 examples, got 1"),
     ):
         data.write_text(json.dumps(row) + "\n")
