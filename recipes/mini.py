@@ -78,8 +78,8 @@ MAX_TOKENS = 256  # of one text; the teachers read as many
 #: The adapters' runs. A third of the batches are translations: without them adapters forget that languages share a
 #: space. Orthogonality costs whole vectors nothing and spares bits and narrow ones. The labels of each kind are a file
 #: of their own: in one file, drawn by the root of their sizes, the finest were a third of the batches. Separation
-#: learns from classmates as classification does, of more classes a batch; by CoSENT its clusters were worse than the
-#: base's (docs/experiments.md).
+#: learns from classmates too, of more classes a batch; by CoSENT its clusters were worse than the base's
+#: (docs/experiments.md).
 STAGES: dict[str, dict[str, Any]] = {
     "retrieval": {
         "data": ("pairs", "translations"), "shares": (2.0, 1.0), "steps": 400, "batch_size": 256, "learning_rate": 1e-3,
@@ -94,8 +94,8 @@ STAGES: dict[str, dict[str, Any]] = {
         "batch_size": 64, "negatives": 0, "max_tokens": 128, "learning_rate": 3e-3,
     },
     "separation": {
-        "stage": "classification", "data": ("intents", "topics", "translations"), "shares": (4.0, 2.0, 3.0),
-        "steps": 200, "batch_size": 128, "negatives": 0, "max_tokens": 128, "learning_rate": 3e-3,
+        "classmates": True, "data": ("intents", "topics", "translations"), "shares": (4.0, 2.0, 3.0), "steps": 200,
+        "batch_size": 128, "negatives": 0, "max_tokens": 128, "learning_rate": 3e-3,
     },
 }  # fmt: skip
 #: How much of what an adapter has learned is kept, the rest being the base (arXiv 2109.01903): labels of intents are
@@ -357,16 +357,15 @@ def join_adapters(work: Path) -> Encoder:
     """Return the base with the adapters of every stage, each what is ``KEPT`` of the run that trained it."""
     encoder = load_encoder(work / "distil")
     place_of = encoder.config.tasks.index
-    for stage, settings in STAGES.items():
+    for stage in STAGES:
         trained = load_encoder(work / stage).state_dict()
-        learned = ADAPTERS[settings.get("stage", stage)]
         for name, tensor in encoder.state_dict().items():
             if ".lora_" not in name:
                 assert torch.equal(tensor, trained[name]), f"{stage} has moved {name} of the frozen base"
                 continue
             share = KEPT.get(stage, 1.0) if ".lora_B" in name else 1.0  # a change of weights is linear in B
-            for task, source in zip(ADAPTERS[stage], learned, strict=True):
-                tensor[place_of(task)] = share * trained[name][place_of(source)]
+            for place in map(place_of, ADAPTERS[stage]):
+                tensor[place] = share * trained[name][place]
     return encoder
 
 

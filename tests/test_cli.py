@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from polyvec import Embedder
 from polyvec.batch.job import Job
@@ -320,8 +321,13 @@ def test_train_adapter_adds_a_task_that_embed_knows(tmp_path: Path, model_folder
         "train", "adapter", "--data", data, "--kind", "ranking", "--name", "x", "-o", tmp_path / "x", code=2
     )
     assert result.stderr.startswith("error: kind must be one of retrieval")
-    options = ("--kind", "separation", "--name", "", "-o", tmp_path / "x")
-    result = polyvec("train", "adapter", "--data", data, "--model", model_folder, *options, code=2)
+    command = ("train", "adapter", "--data", data, "--model", model_folder, "--kind", "separation")
+    polyvec(*command, "--name", "groups", "--steps", 1, "--batch-size", 4, "-o", tmp_path / "groups")
+    with safe_open(tmp_path / "groups/checkpoint.safetensors", "np") as file:
+        recorded = json.loads(file.metadata()["run"])
+    assert (recorded["stage"], recorded["classmates"], recorded["learning_rate"]) == ("separation", True, 0.003)
+    options = ("--name", "", "-o", tmp_path / "x")
+    result = polyvec(*command, *options, code=2)
     assert "got none; name the new task" in result.stderr and not (tmp_path / "x").exists()
 
 

@@ -26,12 +26,13 @@ class RunOrVerb(TyperGroup):
         return super().resolve_command(ctx, args if known else ["run", *args])
 
 
-#: Kind of adapter -> stage that trains it.
-_STAGES = {
-    "retrieval": "retrieval",
-    "matching": "text-matching",
-    "classification": "classification",
-    "separation": "separation",
+#: Kind of adapter -> what its run has of its own. Labels teach best by the other classes of a batch alone, at a higher
+#: rate; CoSENT teaches next to nothing in as many steps (docs/experiments.md).
+_KINDS: dict[str, dict[str, Any]] = {
+    "retrieval": {"stage": "retrieval", "learning_rate": 1e-3},
+    "matching": {"stage": "text-matching", "learning_rate": 1e-3},
+    "classification": {"stage": "classification", "learning_rate": 3e-3, "negatives": 0},
+    "separation": {"stage": "separation", "learning_rate": 3e-3, "negatives": 0, "classmates": True},
 }
 
 train_app = typer.Typer(
@@ -96,7 +97,9 @@ def adapter(
     model: Model = None,
     steps: Annotated[int, typer.Option(help="Batches to learn from.")] = 100,
     batch_size: Annotated[int, typer.Option(help="Examples in a batch.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="At its highest.")] = 1e-3,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="At its highest; if left out, 0.003 for labels and 0.001 for the others.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Texts are cut here while training.")] = 256,
 ) -> None:
     """Add a task of your own to MODEL: a new adapter, everything else bit for bit as it was.
@@ -108,18 +111,18 @@ def adapter(
         from polyvec.training.run import Run
     except ImportError as error:
         raise MissingExtraError.of("train", "train") from error
-    if kind not in _STAGES:
-        raise InputError(f"kind must be one of {', '.join(_STAGES)}, got {kind!r}")
+    if kind not in _KINDS:
+        raise InputError(f"kind must be one of {', '.join(_KINDS)}, got {kind!r}")
     if not name:  # to a run it says that the stage's own adapters learn
         raise InputError("name must be letters, digits, '.', '_' and '-', got none; name the new task")
+    own = _KINDS[kind] if learning_rate is None else {**_KINDS[kind], "learning_rate": learning_rate}
     _train(
         Run(
-            stage=_STAGES[kind], adapter=name, data=tuple(data), output=str(output),
-            model=str(model or "polyvec-mini"), steps=steps, batch_size=batch_size, learning_rate=learning_rate,
-            max_tokens=max_tokens, warmup_steps=max(1, steps // 10),
+            adapter=name, data=tuple(data), output=str(output), model=str(model or "polyvec-mini"), steps=steps,
+            batch_size=batch_size, max_tokens=max_tokens, warmup_steps=max(1, steps // 10), **own,
         )
     )  # fmt: skip
-    names = list(new_tasks(name, _STAGES[kind]))
+    names = list(new_tasks(name, own["stage"]))
     typer.echo(f"{' and '.join(names)} in {output}; use it with --model {output} --task {names[0]}", err=True)
 
 

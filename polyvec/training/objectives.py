@@ -176,7 +176,8 @@ def _graded(run: Run, dataset: Dataset, task: str | None, dims: Sequence[int]) -
 
 
 def _labelled(run: Run, dataset: Dataset, task: str | None, dims: Sequence[int]) -> _Part:
-    per_class = 2 if run.stage == "classification" else _SEPARATED
+    has_classmates = run.stage == "classification" or run.classmates
+    per_class = 2 if has_classmates else _SEPARATED
     labelled = (((lang, source), label) for lang, source, label in dataset.walk("lang", "source", "label"))
     sampler = LabelSampler(labelled, per_class=per_class, smoothing=run.smoothing, seed=run.seed)
     if not sampler.datasets:
@@ -200,7 +201,7 @@ def _labelled(run: Run, dataset: Dataset, task: str | None, dims: Sequence[int])
 
     why = f"of classes that have fewer than {per_class} of one lang and source, or are alone there"
     left_out = left_out_of(len(dataset), sampler.num_texts, "texts", why)
-    return _Part(classification if run.stage == "classification" else separation, sampler.mass, left_out)
+    return _Part(classification if has_classmates else separation, sampler.mass, left_out)
 
 
 def _distillation(run: Run, dataset: Dataset, dims: Sequence[int], projection: Tensor | None) -> _Part:

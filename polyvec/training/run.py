@@ -34,7 +34,8 @@ _READ_BY = {
     "adapter": STAGES[3:],
     "shares": _WITH_TEMPERATURE,
     "temperature": _WITH_TEMPERATURE,
-    "negatives": ("pairs", "retrieval", "text-matching", "classification"),
+    "negatives": ("pairs", "retrieval", "text-matching", "classification", "separation"),
+    "classmates": ("separation",),
     "hardness": ("pairs", "retrieval", "text-matching"),
     "guard": ("pairs", "retrieval", "text-matching"),
     "orthogonality": ("pairs", "retrieval", "text-matching"),
@@ -67,6 +68,7 @@ class Run:
     mask_rate: float = 0.3  # of the tokens, in whole words (arXiv 2202.08005 for more than 0.15)
     smoothing: float = 0.5  # a group is drawn in proportion to its size to this power
     negatives: int = 7  # at most so many hard negatives a query, or so many texts of other classes
+    classmates: bool = False  # labels of separation teach as those of classification do, in place of CoSENT
     orthogonality: float = 0.0  # weight of the global orthogonal regularisation
     hardness: float = 0.0  # how much a negative's likeness adds to its weight
     guard: float = 0.0  # a negative nearer than the answer by more than this likely answers too; 0 keeps all

@@ -22,7 +22,8 @@ from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
 
 from polyvec import Embedder
 from polyvec.errors import InputError, NotFiniteError
-from polyvec.model.layouts import read_config
+from polyvec.model.layouts import copy_companions, read_config
+from polyvec.model.weights import load_encoder, save_encoder
 from polyvec.samples import corpus
 from polyvec.training.examples import INFERENCE
 from polyvec.training.objectives import distinct
@@ -413,6 +414,26 @@ def test_each_dataset_brings_its_own_loss(make: Callable[..., Run], tmp_path: Pa
         assert labels != pytest.approx(pairs) and len(run_stage(replace(run, steps=4, output=folders[2]))) == 4
 
 
+def test_separation_may_learn_from_classmates(make: Callable[..., Run], model_folder: Path, tmp_path: Path) -> None:
+    """The labels' loss is then that of the classification stage, for the other adapter."""
+    encoder = load_encoder(model_folder)
+    ours, other = map(encoder.config.tasks.index, ("separation", "classification"))
+    for name, tensor in encoder.state_dict().items():
+        if ".lora_" in name:
+            tensor[ours] = tensor[other]
+    save_encoder(encoder, tmp_path / "twins")
+    copy_companions(model_folder, tmp_path / "twins")
+    run = make("separation", model=str(tmp_path / "twins"), steps=3, classmates=True, negatives=2)
+    losses = run_stage(run)
+    of_classification = replace(run, stage="classification", classmates=False, output=str(tmp_path / "other"))
+    assert losses == pytest.approx(run_stage(of_classification))
+    cosent = replace(run, classmates=False, output=str(tmp_path / "cosent"))
+    assert losses[0] != pytest.approx(run_stage(cosent)[0])
+    before, after = (load_file(Path(folder) / "model.safetensors") for folder in (run.model, run.output))
+    factors = [name for name in before if ".lora_" in name]
+    assert {i for name in factors for i in range(5) if not torch.equal(before[name][i], after[name][i])} == {ours}
+
+
 def test_a_student_learns_from_a_teacher_of_another_width_through_a_matrix(
     make: Callable[..., Run], tmp_path: Path
 ) -> None:
@@ -495,6 +516,7 @@ def test_a_run_is_checked_before_it_starts(tmp_path: Path) -> None:
         ({"mask_rate": 1}, "mask_rate must be between 0 and 1, got 1.0"),
         ({"mask_rate": 0.2}, "mask_rate must be left out in stage pairs, which does not read it, got 0.2"),
         ({"stage": "separation", "hardness": 1.0}, "hardness must be left out in stage separation"),
+        ({"stage": "classification", "classmates": True}, "classmates must be left out in stage classification"),
         ({"adapter": "legal"}, "adapter must be left out in stage pairs"),
         ({"shares": [1.0, 2.0]}, "shares must be one number greater than 0 for each of 1 files of data"),
     ):
