@@ -27,7 +27,7 @@ class RunOrVerb(TyperGroup):
 
 
 #: Kind of adapter -> what its run has of its own. Labels teach best by the other classes of a batch alone, at a higher
-#: rate; CoSENT teaches next to nothing in as many steps (docs/experiments.md).
+#: rate; CoSENT teaches less in as many steps (docs/experiments.md).
 _KINDS: dict[str, dict[str, Any]] = {
     "retrieval": {"stage": "retrieval", "learning_rate": 1e-3},
     "matching": {"stage": "text-matching", "learning_rate": 1e-3},
