@@ -276,7 +276,8 @@ def page(cells: Cells, speed: Row | None, commit: str) -> str:
         section(
             "Long documents",
             "20 documents of each length in tokens. MiniLM reads the first 256 and loses the rest; mini was trained\n"
-            "on 128. The articles are of `train/text.parquet`, from which mini's training drew texts.",
+            "on texts to 256, and a few to 8192. The articles are of `train/text.parquet`, from which its training\n"
+            "drew texts.",
             long_documents(cells),
         ),
         section(
