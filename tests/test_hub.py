@@ -25,7 +25,7 @@ from polyvec.training.stages import run_stage
 from tests.training.test_stages import toml_of
 
 REPO, COMMIT = "someone/pairs", "0" * 40
-ROWS = [{"query": row["text"][:30], "passage": row["text"][30:]} for row in corpus()]
+ROWS = [{"query": t[: len(t) // 2], "passage": t[len(t) // 2 :]} for t in (row["text"] for row in corpus())]
 
 
 class Hub(BaseHTTPRequestHandler):
