@@ -11,7 +11,6 @@ F4 quality    worse answers to the same question
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from polyvec.data.negatives import bm25_candidates
+from polyvec.data.values import as_number, group_of
 from polyvec.errors import InputError
 from polyvec.files import Record, read_records
 
@@ -154,10 +154,7 @@ def quality_cases(rows: Iterable[Record], *, seed: int = 0) -> Iterator[Case]:
 
 def quality_of(value: Any, where: str) -> float:
     """Return the quality of a row, which a CSV file holds as text. Raises ``InputError`` for what can be none."""
-    try:
-        quality = float(value)
-    except (TypeError, ValueError, OverflowError):
-        quality = math.nan
+    quality = as_number(value)
     if not 0 <= quality <= 1:
         raise InputError(f"{where}: quality must lie between 0 and 1, got {value!r:.60}")
     return quality
@@ -183,7 +180,7 @@ def read_cases(path: Path, langs: Collection[str] = ()) -> list[Case]:
             raise InputError(
                 f"{path}: example {number}: 'passage' must not be a negative too, got {row['passage']!r:.40}"
             )
-        if not langs or str(row.get("lang") or row.get("source") or "") in langs:
+        if not langs or group_of(row) in langs:
             cases.append(Case(row["query"], row["passage"], tuple(negatives)))
     if not cases:
         which = f" of {', '.join(langs)}" if langs else ""

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from polyvec.data.failure_cases import read_cases
+from polyvec.data.values import finite_number, group_of, is_blank
 from polyvec.errors import InputError
 from polyvec.evaluation.long_documents import DOCUMENTS, articles, needle, passkey
 from polyvec.evaluation.suites import TASKS, Labelled, Pairs, Ranking, Suite, check_ranking
@@ -57,7 +57,7 @@ def open_suites(name: str, *, limit: int = 0, langs: Collection[str] = ()) -> li
     if kind not in _LONG:
         return read_suites(Path(path), kind=kind, limit=limit, langs=langs)
     columns = _LONG[kind]
-    rows = [row for row in read_records(Path(path), column=columns[1]) if not langs or _group(row) in langs]
+    rows = [row for row in read_records(Path(path), column=columns[1]) if not langs or group_of(row) in langs]
     missing = [c for c in columns if any(row.get(c) is None for row in rows[:1])]
     if missing or not rows:
         raise InputError(f"{path} must have rows with {' and '.join(columns)} for {kind}, got none; see --lang too")
@@ -93,8 +93,8 @@ def read_suites(path: Path, *, kind: str | None = None, limit: int = 0, langs: C
                 f"{where} must have the column {missing[0]!r} for {chosen}, got {', '.join(map(str, row))}"
             )
         row = {**row, **{c: _value(row[c], c, chosen, where) for c in _COLUMNS[chosen]}}
-        if not langs or _group(row) in langs:
-            groups.setdefault(_group(row), []).append(row)
+        if not langs or group_of(row) in langs:
+            groups.setdefault(group_of(row), []).append(row)
     if chosen is None or not groups:
         which = f" of {', '.join(langs)}" if langs else ""
         raise InputError(f"{path} must hold at least one row{which}, got none")
@@ -111,10 +111,6 @@ def read_suites(path: Path, *, kind: str | None = None, limit: int = 0, langs: C
         Suite(chosen, path.stem, build(rows[: limit or None], chosen, path), group, source=str(path))
         for group, rows in groups.items()
     ]
-
-
-def _group(row: Record) -> str:
-    return str(row.get("lang") or row.get("source") or "")
 
 
 def _failure_cases(path: Path, limit: int, langs: Collection[str]) -> Suite:
@@ -159,12 +155,11 @@ def _plain(rows: list[Record], kind: str, path: Path) -> Pairs | Labelled:
 def _value(value: Any, column: str, kind: str, where: str) -> Any:
     """Return the value of a column of a suite's ``kind``: a text, a number, or a list of texts."""
     if column == "score" or (column == "label" and kind == "pair-classification"):
-        return _number(value, where, column)
+        return finite_number(value, column, where)
     if column == "label":
-        label = "" if isinstance(value, float) and math.isnan(value) else str(value)
-        if isinstance(value, (list, dict)) or not label.strip():
+        if isinstance(value, (list, dict)) or is_blank(value):
             raise InputError(f"{where}: 'label' must be a text or a number, and not blank, got {value!r:.60}")
-        return label
+        return str(value)
     if column in ("positives", "negatives"):
         if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
             raise InputError(f"{where}: {column!r} must be a list of texts, got {value!r:.60}; one row a query")
@@ -174,16 +169,6 @@ def _value(value: Any, column: str, kind: str, where: str) -> Any:
     if not isinstance(value, str):
         raise InputError(f"{where}: {column!r} must be a text, got {type(value).__name__}")
     return value
-
-
-def _number(value: Any, where: str, column: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise InputError(f"{where}: {column!r} must be a finite number, got {value!r:.60}")
-    return number
 
 
 def _retrieval(rows: list[Record], kind: str, path: Path) -> Ranking:
@@ -238,7 +223,7 @@ def read_beir(folder: Path, *, split: str = "test", limit: int = 0) -> Suite:
             raise InputError(
                 f"{where} must have the columns query-id, corpus-id, score, got {', '.join(map(str, row))}"
             )
-        grade = _number(row["score"], where, "score")
+        grade = finite_number(row["score"], "score", where)
         if grade != int(grade):
             raise InputError(f"{where}: 'score' must be a whole number, got {row['score']!r}; scale the grades")
         qrels.setdefault(row["query-id"], {})[row["corpus-id"]] = int(grade)

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from polyvec.data.failure_cases import quality_of
 from polyvec.data.filters import overlaps
 from polyvec.data.languages import is_language
+from polyvec.data.values import finite_number, is_blank
 from polyvec.errors import InputError, MissingExtraError, PolyvecError
-from polyvec.files import Record, are_unicode, as_text, checked_rows
+from polyvec.files import Record, are_unicode, checked_rows
 from polyvec.inputs import filesystem, input_columns, input_files, input_state, read_input
 
 #: Kind of dataset -> columns. ``lang`` and ``source`` group a batch; ``negatives`` are hard ones of a query;
@@ -277,8 +278,9 @@ def _checked(row: Record, columns: tuple[str, ...], where: str, purpose: str) ->
             )
         if column not in ("score", "label", "quality", "embedding") and not isinstance(row[column], str):
             raise InputError(f"{where}: {column!r} must be a text, got {type(row[column]).__name__}")
-    for column in columns if "embedding" not in columns and columns != COLUMNS["running text"] else ():
-        if column != "lang" and _is_blank(row[column]):
+    may_be_blank = columns in (COLUMNS["running text"], COLUMNS["targets"])
+    for column in columns:
+        if not may_be_blank and column != "lang" and is_blank(row[column]):
             raise InputError(f"{where}: {column!r} must hold text, got nothing; fill it in or drop the row")
     if "label" in columns and isinstance(row["label"], (list, dict)):
         raise InputError(f"{where}: 'label' must be a text or a number, got {row['label']!r:.60}")
@@ -296,14 +298,11 @@ def _checked(row: Record, columns: tuple[str, ...], where: str, purpose: str) ->
     if "hypothesis" in columns and row["label"] not in INFERENCE:
         raise InputError(f"{where}: 'label' must be one of {', '.join(INFERENCE)}, got {row['label']!r}")
     checks: dict[str, Callable[[Any, str], Any]] = {
-        "score": _score, "embedding": _unit_vector, "quality": quality_of,
-    }  # fmt: skip
+        "score": lambda value, where: finite_number(value, "score", where),
+        "embedding": _unit_vector,
+        "quality": quality_of,
+    }
     return {**row, **{column: checks[column](row[column], where) for column in checks.keys() & set(columns)}}
-
-
-def _is_blank(value: Any) -> bool:
-    """Whether ``value`` says nothing; NaN is how data frames write a blank cell, and would be a class."""
-    return not as_text(value).strip() or (isinstance(value, float) and math.isnan(value))
 
 
 def language_of(row: Record, where: str) -> str:
@@ -315,16 +314,6 @@ def language_of(row: Record, where: str) -> str:
             f"{lang!r:.60}"
         )
     return str(lang)
-
-
-def _score(value: Any, where: str) -> float:
-    try:
-        score = float(value)
-    except (TypeError, ValueError, OverflowError):
-        score = math.nan
-    if not math.isfinite(score):
-        raise InputError(f"{where}: 'score' must be a finite number, got {value!r:.60}")
-    return score
 
 
 def _unit_vector(value: Any, where: str) -> NDArray[np.float32]:
