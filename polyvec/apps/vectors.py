@@ -17,7 +17,7 @@ from polyvec.search.store import Passage
 _TASK = "retrieval.passage"
 
 
-def add_vectors(index: Index, location: str, *, column: str = "text") -> tuple[int, int]:
+def add_vectors(index: Index, output: Output, *, column: str = "text") -> tuple[int, int]:
     """Add the rows of a job's output to a database, part by part, and return how many passages came and ids went.
 
     ``column`` is the text, which the job must have kept. A row's id is its source. Parts that are there already are
@@ -25,7 +25,6 @@ def add_vectors(index: Index, location: str, *, column: str = "text") -> tuple[i
     ``InputError`` for vectors of another model, task or width, or of few bits, and for an id that the database has from
     another folder or part.
     """
-    output = Output(location)
     _check(index, output, column)
     folder = os.path.normpath(output.folder.path)
     parts = {f"{folder} {receipt['part']}" for receipt in output.manifest["parts"]}

@@ -112,7 +112,8 @@ def prepare(
         del done[name]
     if again:
         news.append(f"more memory: {len(again)} of {len(plan.parts)} parts hold texts that needed it")
-    if other := sum(receipt["types"] != types_of(record_schema(job, plan.schema)) for receipt in done.values()):
+    types = types_of(record_schema(job, plan.schema))
+    if other := sum(receipt["types"] != types for receipt in done.values()):
         news.append(f"columns have other types: {other} of {len(plan.parts)} parts are written again")
     if left_out:
         more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
@@ -163,15 +164,16 @@ def _retype(ready: Prepared) -> None:
     folder = ready.folder
     parts = format_of(folder)
     schema = record_schema(ready.job, ready.plan.schema)
+    types = types_of(schema)
     for name, receipt in list(ready.done.items()):
-        if receipt["types"] == types_of(schema):
+        if receipt["types"] == types:
             continue
         table = parts.read(folder, receipt)
         table = None if table is None else retyped(table, schema, ready.job.stamp)
         if table is None:
             del ready.done[name]
         else:
-            ready.done[name] = {**receipt, **parts.write(folder, name, table), "types": types_of(schema)}
+            ready.done[name] = {**receipt, **parts.write(folder, name, table), "types": types}
             folder.write_json(receipt_name(name), ready.done[name])
 
 

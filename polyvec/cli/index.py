@@ -46,11 +46,12 @@ def index(
     """
     if bool(paths) == (vectors is not None):
         raise InputError(f"index needs PATHS or --vectors, one of the two, got {'both' if paths else 'neither'}")
-    if vectors is not None and dimensions is None:  # a new database has their width; an empty one of another is no use
-        dimensions = Output(vectors).stamp["dimensions"]
+    output = None if vectors is None else Output(vectors)
+    if output is not None and dimensions is None:  # a new database has their width; an empty one of another is no use
+        dimensions = output.stamp["dimensions"]
     opened = Index(database, Embedder(model, engine=engine), dimensions=dimensions, dtype=dtype, create=True)
-    if vectors is not None:
-        added, removed = add_vectors(opened, vectors, column=column)
+    if output is not None:
+        added, removed = add_vectors(opened, output, column=column)
         counts = f"{added} added" + (f", {removed} removed" if removed else "")
         typer.echo(f"{counts}; {len(opened.store)} passages in {database}", err=True)
         return

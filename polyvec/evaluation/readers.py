@@ -228,8 +228,8 @@ def read_beir(folder: Path, *, split: str = "test", limit: int = 0) -> Suite:
             raise InputError(f"{where}: 'score' must be a whole number, got {row['score']!r}; scale the grades")
         qrels.setdefault(row["query-id"], {})[row["corpus-id"]] = int(grade)
     if limit:
-        judged = [q for q in queries if q in qrels][:limit]
-        qrels = {q: grades for q, grades in qrels.items() if q in judged or q not in queries}
+        left_out = set([q for q in queries if q in qrels][limit:])
+        qrels = {q: grades for q, grades in qrels.items() if q not in left_out}
     data = Ranking({q: t for q, t in queries.items() if q in qrels} or queries, corpus, qrels)
     try:
         check_ranking(data)
